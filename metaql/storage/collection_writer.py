@@ -1,0 +1,256 @@
+"""One pass of recording: blocks are buffered and written beside the training, and committed at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaql.errors import BatchError, InternalError, RecordingError
+from metaql.storage.arrow_writer import write_table
+from metaql.storage.background import Background
+from metaql.storage.blocks import Block, Factored, Full
+from metaql.storage.durable import writing
+from metaql.storage.forms import prefix_width, suffix_width
+from metaql.storage.input_writer import InputWriter
+from metaql.storage.layer_writer import LayerWriter
+from metaql.storage.manifest import Collection
+from metaql.storage.row_writer import RowWriter, row_batch
+from metaql.storage.schema import FULL, Layer
+
+# A layer's buffer goes to the writing thread at this size, which makes a record batch.
+_FLUSH_BYTES = 32 << 20
+# With many layers the largest buffer goes earlier, so that they don't hold more than this together.
+_BUFFERED_BYTES = 512 << 20
+# What waits for the writing thread; beyond it, ``append`` waits.
+_QUEUED_BYTES = 256 << 20
+_FLUSH_ROWS = 1 << 16
+_ROW_BYTES = 40
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Commit = Callable[[Path, Collection], None]
+
+
+class CollectionWriter:
+    """Appends to a collection that exists for nobody else until ``finish``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        layers: tuple[Layer, ...],
+        split: str,
+        checkpoint: int | None,
+        commit: Commit,
+        discard: Callable[[Path], None],
+    ) -> None:
+        self.rows = 0
+        self.bytes = 0
+        self._folder = folder
+        self._layers = {layer.name: layer for layer in layers}
+        self._split = split
+        self._checkpoint = checkpoint
+        self._commit = commit
+        self._discard = discard
+        self._buffers: dict[str, list[Block]] = {name: [] for name in self._layers}
+        self._sizes: dict[str, int] = dict.fromkeys(self._layers, 0)
+        self._row_batches: list[Any] = []
+        self._row_count = 0
+        self._inputs: list[Tensor] = []
+        self._input_size = 0
+        with writing(folder):
+            self._row_writer = RowWriter(folder)
+        self._layer_writers = {layer.name: LayerWriter(folder, number, layer) for number, layer in enumerate(layers)}
+        self._input_writer: InputWriter | None = None
+        self._background = Background(_QUEUED_BYTES)
+        self.closed = False
+        self._torn = False
+
+    def append(
+        self,
+        ids: Array,
+        blocks: Mapping[str, Block],
+        loss: Any,
+        prediction: Any = None,
+        confidence: Any = None,
+        step: int | None = None,
+        inputs: Tensor | None = None,
+    ) -> None:
+        """Appends samples: their ids, a block for each layer, and what goes into ``outputs``.
+
+        The blocks' tensors are kept, not copied: the caller must not write to them afterwards. WriteError from
+        the writing thread comes out here or at ``finish``.
+        """
+        self._require_usable()
+        if not len(ids):
+            return
+        for name, layer in self._layers.items():
+            _require_block(layer, blocks.get(name), len(ids))
+        rows = row_batch(ids, step, loss, prediction, confidence)
+        self._require_inputs(inputs, len(ids))
+        # An interrupt (Ctrl-C) in here leaves layers of unequal length: such a collection is never committed.
+        self._torn = True
+        self._buffer_rows(rows)
+        for name in self._layers:
+            self._buffer_block(name, blocks[name])
+        if inputs is not None:
+            self._buffer_inputs(inputs)
+        self._relieve()
+        self.rows += len(ids)
+        self._torn = False
+
+    def finish(self, metadata: Any = None, steps: Any = None) -> int:
+        """Writes what is left and commits; returns the rows. ``metadata`` and ``steps`` are Arrow tables."""
+        self._require_usable()
+        try:
+            self._flush_all()
+            self._background.drain()
+            self._background.stop()
+            with writing(self._folder):
+                collection = self._close_files(metadata, steps)
+            self._commit(self._folder, collection)
+        except BaseException:
+            self.abort()
+            raise
+        self.closed = True
+        return self.rows
+
+    def abort(self) -> None:
+        """Removes all of it; harmless when finished or aborted before."""
+        if self.closed:
+            return
+        self.closed = True
+        self._background.stop()
+        for writer in (self._row_writer, *self._layer_writers.values(), self._input_writer):
+            if writer is not None:
+                writer.abandon()
+        self._discard(self._folder)
+
+    def _require_usable(self) -> None:
+        if self.closed:
+            raise RecordingError("This collection is closed: start another to record more.")
+        if self._torn:
+            raise RecordingError(
+                "An append to this collection was interrupted and left it torn, so it is not committed: "
+                "abort it and record it again."
+            )
+        self._background.check()
+
+    def _require_inputs(self, inputs: Tensor | None, count: int) -> None:
+        if (inputs is None) != (self._input_writer is None) and self.rows:
+            raise BatchError("Some batches of this collection have inputs and some have none: give all or none.")
+        if inputs is None:
+            return
+        if len(inputs) != count:
+            raise BatchError(f"There are {len(inputs)} inputs for {count} samples.")
+        if self._input_writer is None:
+            with writing(self._folder):
+                self._input_writer = InputWriter(self._folder, tuple(inputs.shape[1:]), inputs.dtype)
+        self._input_writer.require_like(inputs)
+
+    def _buffer_rows(self, batch: Any) -> None:
+        self._row_batches.append(batch)
+        self._row_count += batch.num_rows
+        if self._row_count >= _FLUSH_ROWS:
+            self._flush_rows()
+
+    def _buffer_block(self, name: str, block: Block) -> None:
+        size = _size(block)
+        self._buffers[name].append(block)
+        self._sizes[name] += size
+        self.bytes += size
+        if self._sizes[name] >= _FLUSH_BYTES:
+            self._flush(name)
+
+    def _buffer_inputs(self, inputs: Tensor) -> None:
+        self._inputs.append(inputs.detach().cpu().contiguous())
+        self._input_size += inputs.nbytes
+        self.bytes += inputs.nbytes
+        if self._input_size >= _FLUSH_BYTES:
+            self._flush_inputs()
+
+    def _relieve(self) -> None:
+        while sum(self._sizes.values()) > _BUFFERED_BYTES:
+            self._flush(max(self._sizes, key=lambda name: self._sizes[name]))
+
+    def _flush_all(self) -> None:
+        self._flush_rows()
+        self._flush_inputs()
+        for name in self._layers:
+            self._flush(name)
+
+    def _flush_rows(self) -> None:
+        batches, self._row_batches, self._row_count = self._row_batches, [], 0
+        if batches:
+            self._submit(lambda: self._row_writer.write(batches), len(batches) * _ROW_BYTES)
+
+    def _flush(self, name: str) -> None:
+        blocks, self._buffers[name] = self._buffers[name], []
+        size, self._sizes[name] = self._sizes[name], 0
+        if blocks:
+            self._submit(lambda: self._layer_writers[name].write(blocks), size)
+
+    def _flush_inputs(self) -> None:
+        pieces, self._inputs = self._inputs, []
+        size, self._input_size = self._input_size, 0
+        writer = self._input_writer
+        if pieces and writer is not None:
+            self._submit(lambda: writer.write(pieces), size)
+
+    def _submit(self, job: Callable[[], None], size: int) -> None:
+        def write() -> None:
+            with writing(self._folder):
+                job()
+
+        self._background.submit(write, size)
+
+    def _close_files(self, metadata: Any, steps: Any) -> Collection:
+        """The collection as its folder holds it: its rows and paths count from its own beginning."""
+        return Collection(
+            number=0,
+            split=self._split,
+            checkpoint=self._checkpoint,
+            first_row=0,
+            rows=self.rows,
+            row_file=self._row_writer.close(),
+            metadata=None if metadata is None else write_table(self._folder / "metadata.arrow", metadata),
+            steps=None if steps is None else write_table(self._folder / "steps.arrow", steps),
+            inputs=self._input_writer.close() if self._input_writer else None,
+            segments=tuple(one for writer in self._layer_writers.values() for one in writer.close()),
+        )
+
+
+def _size(block: Block) -> int:
+    return block.gradient.nbytes if isinstance(block, Full) else block.suffix.nbytes + block.prefix.nbytes
+
+
+def _require_block(layer: Layer, block: Block | None, samples: int) -> None:
+    """InternalError unless the block is of this layer's layout, type and widths: nothing wrong gets stored."""
+    if block is None:
+        raise InternalError(f"A batch has no gradients of layer '{layer.name}'.")
+    dtype = getattr(torch, layer.dtype)
+    if isinstance(block, Full):
+        good = layer.layout == FULL and block.gradient.shape == (samples, layer.width)
+        good = good and block.gradient.dtype == dtype
+    else:
+        good = layer.layout != FULL and block.samples == samples and _fits(layer, block)
+        good = good and block.prefix.dtype == dtype
+    if not good:
+        raise InternalError(f"A batch of {samples} samples has gradients of another form than layer '{layer.name}'.")
+
+
+def _fits(layer: Layer, block: Factored) -> bool:
+    positions = block.prefix.shape[0]
+    if block.prefix.shape[1:] != (prefix_width(layer),):
+        return False
+    if block.offsets is None:
+        even = positions % block.samples == 0
+    else:
+        even = len(block.offsets) == block.samples + 1 and int(block.offsets[-1]) == positions
+    if layer.unfold is not None:
+        return even and block.suffix.shape[0] == block.samples
+    shape = (positions,) if layer.kind == "embedding" else (positions, suffix_width(layer))
+    return even and block.suffix.shape == shape

@@ -1,0 +1,202 @@
+"""The relations of a store as Arrow tables: everything but the gradients themselves.
+
+Whole columns at a time; a million rows take well under a second.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metaql.storage.forms import FLOAT_BYTES, index_type, prefix_width, suffix_row_width
+from metaql.storage.manifest import Collection, Segment
+from metaql.storage.row_writer import ROW_SCHEMA
+from metaql.storage.schema import FULL, Layer
+from metaql.storage.store import Store
+
+_KEYS = pa.schema([("row", pa.int64()), ("sample_id", pa.int64()), ("split", pa.string())])
+_MOMENT = pa.schema([("checkpoint", pa.int64()), ("step", pa.int64())])
+_OUTPUTS = pa.schema([ROW_SCHEMA.field(name).with_nullable(True) for name in ("loss", "prediction", "confidence")])
+_STEPS = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("parameter_group", pa.int64()),
+        ("epoch", pa.int64()),
+        ("learning_rate", pa.float64()),
+        ("momentum", pa.float64()),
+        ("dampening", pa.float64()),
+        ("nesterov", pa.bool_()),
+        ("maximize", pa.bool_()),
+        ("weight_decay", pa.float64()),
+        ("buffer_fresh", pa.bool_()),
+        ("batch_size", pa.int64()),
+        ("reduction", pa.string()),
+    ]
+)
+_LAYERS = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("kind", pa.string()),
+        ("parameters", pa.list_(pa.string())),
+        ("positions", pa.int64()),
+        ("input_width", pa.int64()),
+        ("output_width", pa.int64()),
+        ("layout", pa.string()),
+        ("factored_bytes", pa.int64()),
+        ("full_bytes", pa.int64()),
+        ("stored_bytes", pa.int64()),
+        ("stored_rows", pa.int64()),
+    ]
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def gradients(store: Store) -> Any:
+    """row, sample_id, split, checkpoint, step: a row for each recorded gradient."""
+    schema = pa.schema([*_KEYS, *_MOMENT])
+    return _concat([_rows(store, one, schema) for one in store.manifest.collections], schema)
+
+
+def outputs(store: Store) -> Any:
+    """row, sample_id, split, checkpoint, step, loss, prediction, confidence: as ``gradients``."""
+    schema = pa.schema([*_KEYS, *_MOMENT, *_OUTPUTS])
+    return _concat([_rows(store, one, schema) for one in store.manifest.collections], schema)
+
+
+def samples(store: Store) -> Any:
+    """sample_id, split and the user's columns: a row for each sample, the newest value of a column that is given."""
+    splits = dict.fromkeys(one.split for one in store.manifest.collections)
+    tables = [_samples_of(store, split) for split in splits]
+    empty = pa.schema([_KEYS.field("sample_id"), _KEYS.field("split")]).empty_table()
+    return pa.concat_tables([empty, *tables], promote_options="permissive")
+
+
+def checkpoints(store: Store) -> Any:
+    """checkpoint, step, epoch, learning_rate and the other settings: a row for each checkpoint."""
+    saved = store.manifest.checkpoints
+    names = dict.fromkeys(["epoch", "learning_rate", *(name for one in saved for name in one.settings)])
+    columns = {
+        "checkpoint": pa.array([one.number for one in saved], pa.int64()),
+        "step": pa.array([one.step for one in saved], pa.int64()),
+    }
+    columns |= {name: _setting([one.settings.get(name) for one in saved]) for name in names if name not in columns}
+    return pa.table(columns)
+
+
+def steps(store: Store) -> Any:
+    """The optimizer's settings at each step of a recorded trajectory."""
+    files = [one.steps for one in store.manifest.collections if one.steps]
+    tables = [store.table(file) for file in files]
+    return pa.concat_tables([_STEPS.empty_table(), *tables], promote_options="permissive")
+
+
+def layers(store: Store) -> Any:
+    """What is recorded, a row a layer; ``factored_bytes`` and ``full_bytes`` are those of one sample."""
+    return pa.Table.from_pylist([_layer(store, layer) for layer in store.layers], _LAYERS)
+
+
+def _rows(store: Store, collection: Collection, schema: Any) -> Any:
+    """A collection's rows with the columns of the schema, of which most are views of its file."""
+    table = store.table(collection.row_file)
+    first, count = collection.first_row, collection.rows
+    # A split's name is stored once for a collection, not once for a row.
+    split = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), [collection.split])
+    added = {
+        "row": pa.array(np.arange(first, first + count, dtype=np.int64)),
+        "split": split,
+        "checkpoint": pa.repeat(pa.scalar(collection.checkpoint, pa.int64()), count),
+    }
+    columns = [added[name] if name in added else table.column(name) for name in schema.names]
+    return pa.table(columns, names=schema.names)
+
+
+def _concat(tables: list[Any], schema: Any) -> Any:
+    dictionary = pa.dictionary(pa.int8(), pa.string())
+    place = schema.get_field_index("split")
+    return pa.concat_tables([schema.set(place, pa.field("split", dictionary)).empty_table(), *tables])
+
+
+def _samples_of(store: Store, split: str) -> Any:
+    collections = [one for one in store.manifest.collections if one.split == split]
+    chunks = [store.table(one.row_file).column("sample_id").to_numpy() for one in collections]
+    ids = np.unique(np.concatenate(chunks))
+    metadata = [store.table(one.metadata) for one in collections if one.metadata]
+    names = dict.fromkeys(name for table in metadata for name in table.column_names if name != "sample_id")
+    columns = {"sample_id": pa.array(ids), "split": pa.repeat(split, len(ids))}
+    columns |= {name: _newest(ids, [table for table in metadata if name in table.column_names], name) for name in names}
+    return pa.table(columns)
+
+
+def _newest(ids: Array, tables: list[Any], name: str) -> Any:
+    """A column for these ids: of several tables, oldest first, the newest value that is not NULL."""
+    chosen = np.full(len(ids), -1, dtype=np.int64)
+    before = 0
+    for table in tables:
+        given = np.flatnonzero(pc.is_valid(table.column(name)).to_numpy())
+        place, known = _places(ids, table.column("sample_id").to_numpy()[given])
+        chosen[place] = before + given[known]
+        before += table.num_rows
+    parts = [table.select([name]).unify_dictionaries() for table in tables]
+    values = pa.concat_tables(parts, promote_options="permissive").column(name)
+    return values.take(pa.array(chosen, mask=chosen < 0))
+
+
+def _places(ids: Array, wanted: Array) -> tuple[Array, Array]:
+    """Where the wanted ids stand in the sorted ids, for those that do, and which do."""
+    place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    known = ids[place] == wanted
+    return place[known], known
+
+
+def _setting(values: list[Any]) -> Any:
+    """A column of settings: of their common type, or as JSON text when they have none."""
+    if all(value is None for value in values):
+        return pa.nulls(len(values), pa.float64())
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        whole = all(value is None or isinstance(value, int) for value in values)
+        return pa.array(values, pa.int64() if whole else pa.float64())
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None else json.dumps(value) for value in values])
+
+
+def _layer(store: Store, layer: Layer) -> dict[str, Any]:
+    segments = [one for each in store.manifest.collections for one in each.segments if one.layer == layer.name]
+    return {
+        "layer": layer.name,
+        "kind": layer.kind,
+        "parameters": [parameter.name for parameter in layer.parameters],
+        "positions": layer.positions,
+        "input_width": layer.input_width,
+        "output_width": layer.output_width,
+        "layout": layer.layout,
+        "factored_bytes": _factored_bytes(layer, segments),
+        "full_bytes": layer.width * FLOAT_BYTES[layer.dtype],
+        "stored_bytes": sum(one.file.bytes for one in segments),
+        "stored_rows": sum(one.rows for one in segments),
+    }
+
+
+def _factored_bytes(layer: Layer, segments: Iterable[Segment]) -> int | None:
+    """Bytes of one sample's factors; where samples differ, of the average one that is stored."""
+    if layer.input_width is None or layer.output_width is None:
+        return None
+    if layer.positions is not None:
+        return _bytes_of(layer, layer.positions)
+    stored = [one for one in segments if layer.layout != FULL]
+    rows = sum(one.rows for one in stored)
+    return _bytes_of(layer, sum(one.statistics.positions for one in stored) / rows) if rows else None
+
+
+def _bytes_of(layer: Layer, positions: float) -> int:
+    value = FLOAT_BYTES[layer.dtype]
+    suffix = index_type(layer).bit_width // 8 if layer.kind == "embedding" else value
+    whole = suffix_row_width(layer, 1) if layer.unfold else suffix_row_width(layer, 1) * positions
+    return round(whole * suffix + positions * prefix_width(layer) * value)

@@ -1,0 +1,209 @@
+"""The one writer of a store: holds the lock, adds checkpoints, opens collections, commits."""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaql.errors import RecordingError, StoreError
+from metaql.storage import manifest as updates
+from metaql.storage.collection_writer import CollectionWriter
+from metaql.storage.commit import begin, commit, is_unfinished, read_manifest, require_store, versions
+from metaql.storage.durable import replace_file, sync, writing
+from metaql.storage.lock import WriterLock
+from metaql.storage.manifest import Checkpoint, Collection, DataFile, Manifest
+from metaql.storage.recovery import CHECKPOINTS, COLLECTIONS, INTENT, RECORDING, recover, remove, remove_unnamed
+from metaql.storage.schema import Layer
+
+Update = Callable[[Manifest], Manifest]
+
+
+class Writer:
+    """Writes to a store until closed; use ``Writer.open``, and as a context manager if you like."""
+
+    def __init__(self, path: Path, lock: WriterLock, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock = lock
+        self._definition: Update | None = None
+        self._layers = manifest.layers
+        self._open: list[CollectionWriter] = []
+        self._begun = 0
+
+    @classmethod
+    def open(cls, path: str | Path, *, overwrite: bool = False) -> Writer:
+        """Continues the store at ``path``, or begins one there; ``overwrite`` removes what a store holds.
+
+        NotAStoreError for a folder that holds something else, StoreLockedError while somebody else writes. What
+        a crash left uncommitted is removed with a warning.
+        """
+        folder = Path(path)
+        with writing(folder):
+            if not folder.exists():
+                folder.mkdir(parents=True)
+        if not (folder.is_dir() and is_unfinished(folder)):
+            require_store(folder)
+        lock = WriterLock(folder)
+        try:
+            return cls(folder, lock, _begin_or_continue(folder, overwrite))
+        except BaseException:
+            lock.release()
+            raise
+
+    def define(self, model: str, layers: tuple[Layer, ...], dtype: str) -> None:
+        """Says what is recorded; from the next commit on it stands in the store, and can't be changed there."""
+        if self.manifest.model is not None:
+            self._require_same(model, layers)
+            return
+        self._layers = layers
+        self._definition = lambda manifest: updates.define(manifest, model, dtype, layers)
+
+    def add_checkpoint(
+        self, weights: Mapping[str, Tensor], digest: str, step: int | None, settings: Mapping[str, Any]
+    ) -> int:
+        """Saves the weights and commits; returns the checkpoint's number."""
+        number = self.manifest.next_checkpoint
+        path = f"{CHECKPOINTS}/{number:08d}.pt"
+        # By way of memory: torch turns a refusal of the disk into errors of its own, or ends the process.
+        buffer = io.BytesIO()
+        torch.save(dict(weights), buffer)
+        data = buffer.getbuffer()
+        try:
+            with writing(self.path / path):
+                (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+                replace_file(self.path / path, data)
+                sync(self.path)
+            saved = Checkpoint(number, path, len(data), zlib.crc32(data), digest, step, dict(settings))
+            self._commit(lambda manifest: updates.add_checkpoint(manifest, saved))
+        except BaseException:
+            if path not in self.manifest.paths:
+                (self.path / path).unlink(missing_ok=True)
+                (self.path / f"{path}.tmp").unlink(missing_ok=True)
+            raise
+        return number
+
+    def collection(self, split: str, checkpoint: int | None) -> CollectionWriter:
+        """Begins a collection; several may be open at once, and become visible as each is finished."""
+        if not self._layers:
+            raise RecordingError("Say what is recorded (define) before beginning a collection.")
+        self._begun += 1
+        folder = self.path / RECORDING / f"{self._begun:08d}"
+        with writing(folder):
+            folder.mkdir(parents=True)
+            (folder / INTENT).write_text(json.dumps({"split": split, "checkpoint": checkpoint}))
+        writer = CollectionWriter(folder, self._layers, split, checkpoint, self._commit_collection, self._discard)
+        self._open = [one for one in self._open if not one.closed] + [writer]
+        return writer
+
+    def close(self) -> None:
+        """Aborts collections that were not finished and lets others write; harmless when done before."""
+        try:
+            while self._open:
+                self._open.pop().abort()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _commit(self, update: Update) -> None:
+        define = self._definition or (lambda manifest: manifest)
+        try:
+            self.manifest = commit(self.path, self.manifest, lambda manifest: update(define(manifest)))
+        except BaseException:
+            # Only the disk knows whether an interrupt came before or after the pointer moved.
+            self._reread()
+            raise
+        finally:
+            if self.manifest.model is not None:
+                self._definition = None
+
+    def _reread(self) -> None:
+        try:
+            self.manifest = read_manifest(self.path)
+        except (StoreError, OSError):
+            return
+
+    def _commit_collection(self, folder: Path, collection: Collection) -> None:
+        """Moves a collection's folder to its place, gives it its rows and commits it."""
+        number = self.manifest.next_collection
+        place = f"{COLLECTIONS}/{number:08d}"
+        placed = _placed(collection, number, place, self.manifest.next_row)
+        try:
+            with writing(self.path / place):
+                (folder / INTENT).unlink()
+                sync(folder)
+                (self.path / COLLECTIONS).mkdir(exist_ok=True)
+                sync(self.path)
+                folder.rename(self.path / place)
+                sync(self.path / COLLECTIONS)
+            self._commit(lambda manifest: updates.add_collection(manifest, placed))
+        except BaseException:
+            if placed.row_file.path not in self.manifest.paths:
+                self._discard(self.path / place)
+            raise
+
+    def _discard(self, folder: Path) -> None:
+        """Removes an uncommitted folder; what the disk refuses to remove, the next writer will."""
+        try:
+            remove(folder)
+        except StoreError:
+            return
+
+    def _require_same(self, model: str, layers: tuple[Layer, ...]) -> None:
+        if layers == self.manifest.layers:
+            return
+        before = {layer.name: layer for layer in self.manifest.layers}
+        now = {layer.name: layer for layer in layers}
+        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        raise RecordingError(
+            f"{self.path} holds the gradients of another model or of other layers ({self.manifest.model}, here "
+            f"{model}): {', '.join(differing) or 'their order'} differ. Record to another folder, or with "
+            "overwrite=True to remove what is there."
+        )
+
+
+def _begin_or_continue(folder: Path, overwrite: bool) -> Manifest:
+    if overwrite or is_unfinished(folder):
+        version = 1 if is_unfinished(folder) else max(versions(folder), default=0) + 1
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = begin(folder, Manifest(id=secrets.randbelow(2**63 - 1) + 1, version=version, created=created))
+        remove_unnamed(folder, manifest)
+        return manifest
+    manifest = read_manifest(folder)
+    recover(folder, manifest)
+    return manifest
+
+
+def _placed(collection: Collection, number: int, place: str, first_row: int) -> Collection:
+    """A collection whose paths and rows count from its own beginning, with the store's paths and rows."""
+
+    def put(file: DataFile) -> DataFile:
+        return replace(file, path=f"{place}/{file.path}")
+
+    inputs = collection.inputs
+    return replace(
+        collection,
+        number=number,
+        first_row=first_row,
+        row_file=put(collection.row_file),
+        metadata=put(collection.metadata) if collection.metadata else None,
+        steps=put(collection.steps) if collection.steps else None,
+        inputs=replace(inputs, file=put(inputs.file)) if inputs else None,
+        segments=tuple(
+            replace(one, first_row=one.first_row + first_row, file=put(one.file)) for one in collection.segments
+        ),
+    )
