@@ -83,11 +83,22 @@ def lay_out(layer: Layer, block: Block) -> Tensor:
     if isinstance(block, Full):
         return block.gradient
     block = rows(layer, block)
-    weight = _embedding_rows(layer, block) if layer.kind == "embedding" else _outer(layer, block)
+    weight = weight_gradient(layer.kind, block, layer.groups, layer.parameters[0].shape)
     if not layer.has_bias:
         return weight
-    bias = sum_by_sample(block, block.prefix)
-    return torch.cat([weight, bias], dim=1)
+    return torch.cat([weight, sum_by_sample(block, block.prefix)], dim=1)
+
+
+def weight_gradient(kind: str, block: Factored, groups: int, shape: tuple[int, ...]) -> Tensor:
+    """The gradient of a weight of this shape, flattened, [n, elements], from one suffix row a position."""
+    if kind == "embedding":
+        return _table_rows(block, shape[0])
+    if kind == "norm":
+        return sum_by_sample(block, block.prefix * block.suffix)
+    if block.offsets is not None:
+        pieces = [_outer(_piece(block, sample), groups) for sample in range(block.samples)]
+        return torch.cat([block.prefix.new_zeros(0, prod(shape)), *pieces])
+    return _outer(block, groups)
 
 
 def sum_by_sample(block: Factored, values: Tensor) -> Tensor:
@@ -98,31 +109,22 @@ def sum_by_sample(block: Factored, values: Tensor) -> Tensor:
     return total.index_add_(0, owners(block), values)
 
 
-def _outer(layer: Layer, block: Factored) -> Tensor:
+def _outer(block: Factored, groups: int) -> Tensor:
     """Σ_s prefix_s suffix_sᵀ for each sample and group."""
-    if block.offsets is not None:
-        return torch.stack([_outer_of_one(layer, block, k) for k in range(block.samples)]) if block.samples else (
-            block.prefix.new_zeros(0, layer.parameters[0].width)
-        )
-    suffix = block.suffix.reshape(block.samples, -1, layer.groups, block.suffix.shape[1] // layer.groups)
-    prefix = block.prefix.reshape(block.samples, -1, layer.groups, block.prefix.shape[1] // layer.groups)
+    positions = block.prefix.shape[0] // block.samples
+    suffix = block.suffix.reshape(block.samples, positions, groups, block.suffix.shape[1] // groups)
+    prefix = block.prefix.reshape(block.samples, positions, groups, block.prefix.shape[1] // groups)
     return torch.einsum("nsgo,nsgi->ngoi", prefix, suffix).flatten(1)
 
 
-def _outer_of_one(layer: Layer, block: Factored, sample: int) -> Tensor:
+def _piece(block: Factored, sample: int) -> Factored:
     assert block.offsets is not None
-    begin, end = int(block.offsets[sample]), int(block.offsets[sample + 1])
-    suffix = block.suffix[begin:end].reshape(end - begin, layer.groups, -1 if end > begin else 1)
-    prefix = block.prefix[begin:end].reshape(end - begin, layer.groups, -1 if end > begin else 1)
-    if end == begin:
-        return block.prefix.new_zeros(layer.parameters[0].width)
-    return torch.einsum("sgo,sgi->goi", prefix, suffix).flatten()
+    own = slice(int(block.offsets[sample]), int(block.offsets[sample + 1]))
+    return Factored(block.suffix[own], block.prefix[own], 1)
 
 
-def _embedding_rows(layer: Layer, block: Factored) -> Tensor:
-    """The gradient of an embedding's table: each prefix added to the row its position looked up."""
-    assert layer.input_width is not None
-    assert layer.output_width is not None
-    total = block.prefix.new_zeros(block.samples * layer.input_width, layer.output_width)
-    total.index_add_(0, owners(block) * layer.input_width + block.suffix, block.prefix)
+def _table_rows(block: Factored, table_rows: int) -> Tensor:
+    """The gradient of an embedding's table: each prefix added to the row that its position looked up."""
+    total = block.prefix.new_zeros(block.samples * table_rows, block.prefix.shape[1])
+    total.index_add_(0, owners(block) * table_rows + block.suffix, block.prefix)
     return total.reshape(block.samples, -1)

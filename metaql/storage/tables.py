@@ -22,7 +22,7 @@ from metaql.storage.store import Store
 _KEYS = pa.schema([("row", pa.int64()), ("sample_id", pa.int64()), ("split", pa.string())])
 _MOMENT = pa.schema([("checkpoint", pa.int64()), ("step", pa.int64())])
 _OUTPUTS = pa.schema([ROW_SCHEMA.field(name).with_nullable(True) for name in ("loss", "prediction", "confidence")])
-_STEPS = pa.schema(
+STEPS = pa.schema(
     [
         ("step", pa.int64()),
         ("parameter_group", pa.int64()),
@@ -93,7 +93,7 @@ def steps(store: Store) -> Any:
     """The optimizer's settings at each step of a recorded trajectory."""
     files = [one.steps for one in store.manifest.collections if one.steps]
     tables = [store.table(file) for file in files]
-    return pa.concat_tables([_STEPS.empty_table(), *tables], promote_options="permissive")
+    return pa.concat_tables([STEPS.empty_table(), *tables], promote_options="permissive")
 
 
 def layers(store: Store) -> Any:

@@ -1,0 +1,140 @@
+"""Batches as training loops have them: tuples, dicts and nests of both, with samples in the first dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaql.errors import BatchError, SampleIdError
+
+TWO_WAYS_OUT = (
+    "Pass a map-style Dataset of (input, target), whose indices become the ids, or an iterable of "
+    "(ids, batch), where ids holds one integer for each sample, such as "
+    "((ids, (inputs, targets)) for ids, inputs, targets in loader)."
+)
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
+    """The batch with the function applied to each tensor in it; mappings become plain dicts."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, value) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(map_tensors(function, value) for value in batch)
+    return batch
+
+
+def tensors(batch: Any) -> list[Tensor]:
+    """All tensors in the batch, in order."""
+    found: list[Tensor] = []
+    map_tensors(found.append, batch)
+    return found
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """The batch on the device."""
+    return map_tensors(lambda tensor: tensor.to(device), batch)
+
+
+def take(batch: Any, samples: int, chosen: Sequence[int]) -> Any:
+    """The batch of the chosen samples alone: every tensor with ``samples`` in its first dimension is cut."""
+    rows = list(chosen)
+    return map_tensors(lambda tensor: tensor[rows] if _has(samples, tensor) else tensor, batch)
+
+
+def per_sample(batch: Any, samples: int) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """The tensors that hold one entry a sample, and a function that puts others in their places."""
+    own = [tensor for tensor in tensors(batch) if _has(samples, tensor)]
+
+    def rebuild(replacements: Sequence[Tensor]) -> Any:
+        remaining = iter(replacements)
+        return map_tensors(lambda tensor: next(remaining) if _has(samples, tensor) else tensor, batch)
+
+    return own, rebuild
+
+
+def _has(samples: int, tensor: Tensor) -> bool:
+    return tensor.dim() > 0 and tensor.shape[0] == samples
+
+
+def labels(batch: Any, samples: int) -> Tensor | None:
+    """Class numbers, int64 [n], where the batch carries them: (…, targets), or a dict with ``labels``."""
+    target = batch.get("labels") if isinstance(batch, Mapping) else None
+    if isinstance(batch, (list, tuple)) and len(batch) > 1:
+        target = batch[-1]
+    if not isinstance(target, Tensor) or target.shape != (samples,) or target.dtype == torch.bool:
+        return None
+    return None if target.is_floating_point() or target.is_complex() else target.long()
+
+
+def identified(data: Any, batch_size: int) -> tuple[Iterator[tuple[np.ndarray, Any]], int | None]:
+    """(ids, batch) pairs from what the user passed as data, and how many samples there are if that is known.
+
+    ids are int64 [n]. A map-style Dataset is read in order, its indices being the ids.
+    """
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (list, tuple)):
+        return _from_dataset(data, batch_size), len(data)
+    if not isinstance(data, Iterable):
+        raise BatchError(f"data is a {type(data).__name__}, which can't be iterated over. {TWO_WAYS_OUT}")
+    return _from_pairs(data), None
+
+
+def _from_dataset(data: Any, batch_size: int) -> Iterator[tuple[np.ndarray, Any]]:
+    begin = 0
+    for batch in torch.utils.data.DataLoader(data, batch_size=batch_size, shuffle=False):
+        ids = np.arange(begin, min(begin + batch_size, len(data)), dtype=np.int64)
+        begin += batch_size
+        yield ids, batch
+
+
+def _from_pairs(data: Iterable[Any]) -> Iterator[tuple[np.ndarray, Any]]:
+    for item in data:
+        if not isinstance(item, (list, tuple)) or len(item) != 2:
+            raise SampleIdError(
+                f"data yields a {type(item).__name__} where a pair (ids, batch) is needed. {TWO_WAYS_OUT}"
+            )
+        ids, batch = item
+        yield integer_ids(ids), batch
+
+
+def integer_ids(ids: Any) -> np.ndarray:
+    """ids as int64 [n], from a tensor, an array or a list."""
+    if isinstance(ids, Tensor):
+        ids = ids.detach().cpu().numpy() if ids.dtype != torch.bfloat16 else ids.float().cpu().numpy()
+    try:
+        array = np.asarray(ids)
+    except ValueError:
+        array = np.empty((0, 0))
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        shape = "x".join(map(str, array.shape)) or "scalar"
+        raise SampleIdError(
+            f"Sample ids must be integers, one for each sample; these are {array.dtype} of shape {shape}. "
+            f"{TWO_WAYS_OUT}"
+        )
+    if len(array) == 0:
+        raise BatchError("A batch is empty. Leave out batches without samples.")
+    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
+        raise SampleIdError("A sample id is larger than a 64-bit signed integer can hold.")
+    return array.astype(np.int64)
+
+
+def inputs_of(batch: Any, samples: int) -> Tensor:
+    """The batch's one tensor of inputs, on the CPU: the first of (inputs, targets), or the only one of a dict."""
+    if isinstance(batch, Mapping):
+        others = [value for key, value in batch.items() if key != "labels" and isinstance(value, Tensor)]
+        inputs = others[0] if len(others) == 1 else None
+    else:
+        inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    if not isinstance(inputs, Tensor) or not _has(samples, inputs):
+        raise BatchError(
+            "inputs=True keeps the inputs of batches like (inputs, targets), where inputs is one tensor with the "
+            "samples in its first dimension; this batch has none such. Record with inputs=False."
+        )
+    return inputs.detach().cpu().clone()

@@ -1,0 +1,127 @@
+"""The samples' own losses: the user's function, or cross entropy of the model's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaql.errors import BatchError
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class SampleLosses:
+    """Losses [n], attached to the graph, and the logits [n, classes] where they are known."""
+
+    values: Tensor
+    logits: Tensor | None
+
+
+class ModelLosses(nn.Module):
+    """model and losses as one module from batch to losses, so that functional calls can replace weights."""
+
+    def __init__(self, model: nn.Module, function: LossFunction | None) -> None:
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, batch: Any) -> Tensor:
+        """Losses [n]."""
+        return self.evaluate(batch).values
+
+    def evaluate(self, batch: Any) -> SampleLosses:
+        """Losses [n] and, by the default cross entropy, logits."""
+        if self.function is not None:
+            return SampleLosses(self.function(self.model, batch), None)
+        return _cross_entropy(self.model, batch)
+
+
+def require_one_per_sample(losses: Any, samples: int) -> None:
+    """Raises unless losses is a tensor [samples] that gradients can be taken of."""
+    if not isinstance(losses, Tensor):
+        raise BatchError(f"losses returned a {type(losses).__name__}; return a tensor with one loss for each sample.")
+    if losses.shape != (samples,):
+        raise BatchError(
+            f"losses returned a tensor of shape {list(losses.shape)} for {samples} samples; return one loss for each "
+            "sample, for instance with reduction='none'. A mean would hide the samples' own gradients."
+        )
+    if not losses.requires_grad:
+        raise BatchError(
+            "The losses do not depend on any trainable parameter. Is the model frozen, or run under torch.no_grad()?"
+        )
+
+
+def _cross_entropy(model: nn.Module, batch: Any) -> SampleLosses:
+    inputs, targets = _split(batch)
+    output = _call(model, inputs)
+    logits = output if isinstance(output, Tensor) else _logits_of(output)
+    if not isinstance(logits, Tensor) or logits.dim() < 2:
+        raise BatchError(
+            "The default loss is cross entropy of the model's logits [n, classes]; this model returns "
+            f"{_describe(logits)}. Pass losses=, a function of (model, batch) that returns one loss for each sample."
+        )
+    if targets.is_floating_point() and targets.shape != logits.shape:
+        raise BatchError(
+            "The default loss is cross entropy, and these targets are not classes: "
+            f"{_describe(targets)}. Pass losses=, a function of (model, batch) that returns one loss for each sample."
+        )
+    try:
+        values = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise BatchError(
+            f"Cross entropy, the default loss, does not fit logits {_describe(logits)} and targets "
+            f"{_describe(targets)}: {error}. Pass losses=, a function of (model, batch) that returns one loss for "
+            "each sample."
+        ) from error
+    if values.dim() > 1:
+        values = _mean_over_positions(values, targets)
+    return SampleLosses(values, logits if logits.dim() == 2 else None)
+
+
+def _split(batch: Any) -> tuple[Any, Tensor]:
+    if isinstance(batch, Mapping):
+        if not isinstance(batch.get("labels"), Tensor):
+            raise BatchError(
+                "A batch that is a dict needs its classes under 'labels' for the default loss; it has "
+                f"{', '.join(map(repr, batch)) or 'nothing'}. Add them, or pass losses= to the recorder."
+            )
+        return {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
+    if not isinstance(batch, (list, tuple)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        raise BatchError(
+            "The default loss needs batches of (inputs, targets), or dicts with 'labels'; this one is "
+            f"{_describe(batch)}. Pass losses=, a function of (model, batch) that returns one loss for each sample."
+        )
+    return batch[0], batch[1]
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
+
+
+def _logits_of(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    if hasattr(output, "logits"):
+        return output.logits
+    return output[0] if isinstance(output, (list, tuple)) and output else output
+
+
+def _mean_over_positions(values: Tensor, targets: Tensor) -> Tensor:
+    """Each sample's mean over its positions that are not ignored (target -100), as cross_entropy does for one."""
+    counted = (targets != -100) if not targets.is_floating_point() else torch.ones_like(values, dtype=torch.bool)
+    return values.flatten(1).sum(1) / counted.flatten(1).sum(1)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

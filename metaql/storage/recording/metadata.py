@@ -1,0 +1,82 @@
+"""What users know about their samples: any Arrow table with a ``sample_id`` column."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metaql.errors import BatchError, SampleIdError
+from metaql.storage import tables
+from metaql.storage.store import Store
+
+# Columns that the relations add to the user's own.
+RESERVED = ("split", "checkpoint", "step", "row", "loss", "prediction", "confidence", "gradient")
+
+
+def as_table(metadata: Any) -> pa.Table:
+    """metadata as an Arrow table with int64 ids, checked by itself; anything with the Arrow PyCapsule interface."""
+    try:
+        table = pa.table(metadata)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise BatchError(
+            f"metadata is a {type(metadata).__name__}, which is not a table: {error}. Pass a DataFrame "
+            "(pandas, polars), an Arrow table or a dict of columns."
+        ) from error
+    if "sample_id" not in table.column_names:
+        raise BatchError(f"metadata has no column 'sample_id'; it has {', '.join(table.column_names) or 'none'}.")
+    doubled = {name for name in table.column_names if table.column_names.count(name) > 1}
+    clashing = sorted(doubled | (set(table.column_names) & set(RESERVED)))
+    if clashing:
+        raise BatchError(f"metadata can't have a column '{clashing[0]}': the name is taken. Rename it.")
+    ids = _ids(table.column("sample_id"))
+    place = table.column_names.index("sample_id")
+    return table.set_column(place, "sample_id", ids).replace_schema_metadata(None)
+
+
+def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_integer(column.type):
+        raise SampleIdError(f"metadata's sample_id is {column.type}; sample ids are integers.")
+    if column.null_count:
+        raise SampleIdError(f"metadata's sample_id is NULL in {column.null_count} rows; every row needs an id.")
+    counts = pc.value_counts(column.combine_chunks())
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        raise SampleIdError(f"metadata has several rows for sample {repeated[0]['values']}; give one.")
+    return column.cast(pa.int64())
+
+
+def for_samples(table: pa.Table | None, ids: np.ndarray, labels: np.ndarray | None) -> pa.Table | None:
+    """The rows about these samples, with ``label`` from the batches unless the user gave one; None without columns."""
+    if table is not None:
+        known = np.isin(ids, table.column("sample_id").to_numpy())
+        if not known.all():
+            warnings.warn(
+                f"metadata has no row for {int((~known).sum())} of {len(ids)} samples, such as {ids[~known][0]}; their "
+                "columns are NULL.",
+                stacklevel=4,
+            )
+        table = table.filter(pc.is_in(table.column("sample_id"), pa.array(ids)))
+    if labels is None or (table is not None and "label" in table.column_names):
+        return table
+    own = pa.table({"sample_id": ids, "label": labels})
+    return own if table is None else own.join(table, "sample_id", join_type="left outer")
+
+
+def require_same_types(table: pa.Table, store: Store) -> None:
+    """Raises if a column has another type than the same column of earlier collections."""
+    earlier = tables.samples(store).schema
+    for field in table.schema:
+        place = earlier.get_field_index(field.name)
+        if place < 0:
+            continue
+        try:
+            pa.unify_schemas([pa.schema([earlier.field(place)]), pa.schema([field])], promote_options="permissive")
+        except pa.ArrowException:
+            raise BatchError(
+                f"metadata's column '{field.name}' is {field.type}, and {earlier.field(place).type} in what was "
+                "recorded before. Convert it, or give it another name."
+            ) from None

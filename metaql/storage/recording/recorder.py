@@ -1,0 +1,268 @@
+"""The recorder: what stands beside a training loop and fills a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from metaql.errors import BatchError, ModelStateError, NotFiniteError, RecordingError, SampleIdError
+from metaql.storage.collection_writer import CollectionWriter
+from metaql.storage.recording.batches import identified, inputs_of, labels, move
+from metaql.storage.recording.losses import LossFunction, ModelLosses
+from metaql.storage.recording.metadata import as_table, for_samples, require_same_types
+from metaql.storage.recording.model_state import digest, require_repeatable, trainable, weights
+from metaql.storage.recording.optimizers import checkpoint_settings
+from metaql.storage.recording.sample_blocks import TORCH_DTYPES, require_finite
+from metaql.storage.recording.sample_gradients import BatchGradients, SampleGradients
+from metaql.storage.recording.trajectory import Reduction, Trajectory
+from metaql.storage.store import Store
+from metaql.storage.writer import Writer
+
+# Names that relations have, which a split of the same name would hide.
+RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs")
+
+
+class Recorder:
+    """Records the per-sample gradients of a model into the store at ``path``.
+
+    ``losses(model, batch)`` returns the samples' own losses, a tensor [n]; by default cross entropy of
+    ``model(inputs)`` against targets, for batches of (inputs, targets) or dicts with ``labels``. ``layers`` are
+    shell patterns of parameter names to record, a module's name standing for all of its parameters; None records
+    every trainable parameter. ``dtype`` is that on disk: ``float32``, ``float64`` or ``bfloat16``. ``inputs`` keeps
+    the samples' inputs too. A store that exists is continued if it is of the same model; ``overwrite`` begins
+    it anew.
+
+    A stored gradient is that of the sample's own loss, whatever mean the training loop takes. Use it as a context
+    manager, or call ``close``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        path: str | Path,
+        losses: LossFunction | None = None,
+        layers: Sequence[str] | str | None = None,
+        dtype: str = "float32",
+        inputs: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        if dtype not in TORCH_DTYPES:
+            raise RecordingError(f"dtype can be {', '.join(map(repr, TORCH_DTYPES))}; not {dtype!r}.")
+        self._parameters = trainable(model, layers)
+        self._model = model
+        self._dtype = dtype
+        self._keep_inputs = inputs
+        self._writer = Writer.open(path, overwrite=overwrite)
+        try:
+            self._require_same_model()
+        except BaseException:
+            self._writer.close()
+            raise
+        known = self._writer.manifest.layers or None
+        self._gradients = SampleGradients(ModelLosses(model, losses), self._parameters, dtype, known)
+        self._trajectory = Trajectory(self._parameters, self._writer, dtype, type(model).__name__)
+
+    def checkpoint(self, optimizer: torch.optim.Optimizer | None = None, **settings: Any) -> int:
+        """Saves the weights under the next number, which is returned, with the optimizer's settings.
+
+        ``settings`` are kept beside them, such as ``epoch=3``: numbers, strings, booleans or None. Steps
+        recorded so far are committed.
+        """
+        self._trajectory.commit()
+        state = weights(self._model)
+        known = {**(checkpoint_settings(optimizer) if optimizer is not None else {}), **settings}
+        step = known.pop("step", self._trajectory.steps or None)
+        return self._writer.add_checkpoint(state, digest(state), step, known)
+
+    def collect(self, data: Any, split: str, metadata: Any = None, batch_size: int = 256) -> int:
+        """Records the gradient of every sample of ``data`` at the newest checkpoint; returns how many.
+
+        ``data`` is a map-style Dataset of (input, target), read in batches of ``batch_size``, whose indices become
+        the sample ids; or an iterable of (ids, batch). ``metadata`` is a table with a ``sample_id`` column (pandas,
+        polars, Arrow, a dict of columns); ``label`` comes from integer targets by itself. All or nothing: an error
+        leaves the store as it was.
+
+        Raises ModelStateError without a checkpoint, if the weights moved since, or while batch norm or dropout is
+        in training mode; SampleIdError, BatchError, NotFiniteError, UnsupportedParameterError about the data.
+        """
+        checkpoint = self._checkpoint_of_these_weights()
+        require_repeatable(self._model)
+        _require_split(split)
+        table = None if metadata is None else as_table(metadata)
+        batches, total = identified(data, batch_size)
+        taken = self._ids_at(split, checkpoint)
+        collection: CollectionWriter | None = None
+        progress = tqdm(total=total, desc=f"record {split}", unit="sample", disable=None)
+        try:
+            ids_seen: list[np.ndarray] = []
+            classes: list[Tensor | None] = []
+            for ids, batch in batches:
+                require_new(ids, taken, split)
+                batch = move(batch, self._device)
+                result = self._gradients.of(batch, len(ids))
+                require_finite_losses(result.losses, ids)
+                require_finite(result.blocks, ids)
+                if collection is None:
+                    collection = self._begin(split, checkpoint)
+                inputs = inputs_of(batch, len(ids)) if self._keep_inputs else None
+                collection.append(ids, result.blocks, *outputs(result), inputs=inputs)
+                ids_seen.append(ids)
+                classes.append(labels(batch, len(ids)))
+                progress.update(len(ids))
+            if collection is None:
+                raise BatchError(f"data for split '{split}' holds no samples.")
+            table = for_samples(table, np.concatenate(ids_seen), _joined(classes))
+            self._require_types(table)
+            return collection.finish(table)
+        except BaseException:
+            if collection is not None:
+                collection.abort()
+            raise
+        finally:
+            progress.close()
+
+    def step(
+        self,
+        ids: Any,
+        optimizer: torch.optim.Optimizer,
+        split: str = "train",
+        reduction: Reduction = "mean",
+    ) -> AbstractContextManager[None]:
+        """A context around one forward and backward pass of the training loop, which records its samples.
+
+        ``ids`` are those of the batch, in its order. ``reduction`` says how its loss was made of the samples' own:
+        ``"mean"``, ``"sum"``, or a tensor [n] of each sample's factor in it. The gradients are recorded as the
+        backward pass sees them, batch norm and dropout included. They are committed now and then, by
+        ``checkpoint`` and by ``close``.
+        """
+        _require_split(split)
+        return self._trajectory.step(ids, optimizer, split, reduction)
+
+    def close(self) -> None:
+        """Commits the steps recorded so far and lets others write; harmless when called twice."""
+        try:
+            self._trajectory.commit()
+        finally:
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._parameters.values())).device
+
+    def _begin(self, split: str, checkpoint: int) -> CollectionWriter:
+        assert self._gradients.layers is not None
+        self._writer.define(type(self._model).__name__, self._gradients.layers, self._dtype)
+        return self._writer.collection(split, checkpoint)
+
+    def _require_same_model(self) -> None:
+        manifest = self._writer.manifest
+        if not manifest.layers:
+            return
+        stored = {each.name: each.shape for layer in manifest.layers for each in layer.parameters}
+        given = {name: tuple(each.shape) for name, each in self._parameters.items()}
+        for name in {**stored, **given}:
+            if stored.get(name) != given.get(name):
+                raise ModelStateError(
+                    f"The store at {self._writer.path} records another model or other layers: parameter '{name}' is "
+                    f"{_shape(stored.get(name))} there and {_shape(given.get(name))} here. Use another path, the same "
+                    "layers=, or overwrite=True to begin anew."
+                )
+        if manifest.dtype != self._dtype:
+            raise RecordingError(
+                f"The store at {self._writer.path} keeps {manifest.dtype}, not {self._dtype}. Pass "
+                f"dtype='{manifest.dtype}', or overwrite=True to begin anew."
+            )
+
+    def _checkpoint_of_these_weights(self) -> int:
+        checkpoints = self._writer.manifest.checkpoints
+        if not checkpoints:
+            raise ModelStateError(
+                "There is no checkpoint to collect at yet. Call recorder.checkpoint(optimizer) first."
+            )
+        newest = checkpoints[-1]
+        if newest.digest != digest(weights(self._model)):
+            raise ModelStateError(
+                f"The weights have moved since checkpoint {newest.number}. Call recorder.checkpoint(optimizer) before "
+                "collect, so that the gradients belong to weights that are kept."
+            )
+        return newest.number
+
+    def _ids_at(self, split: str, checkpoint: int) -> set[int]:
+        """The samples of the split that this checkpoint has already."""
+        own = [
+            each for each in self._writer.manifest.collections if (each.split, each.checkpoint) == (split, checkpoint)
+        ]
+        if not own:
+            return set()
+        with closing(Store.open(self._writer.path)) as store:
+            return {each for part in own for each in store.table(part.row_file).column("sample_id").to_pylist()}
+
+    def _require_types(self, table: Any) -> None:
+        if table is not None and self._writer.manifest.collections:
+            with closing(Store.open(self._writer.path)) as store:
+                require_same_types(table, store)
+
+
+def require_new(ids: np.ndarray, taken: set[int], split: str) -> None:
+    """Raises if an id is among ``taken`` or comes twice; adds the ids to ``taken``."""
+    before = len(taken)
+    repeated = [each for each in ids.tolist() if each in taken] if taken else []
+    taken.update(ids.tolist())
+    if repeated or len(taken) - before < len(ids):
+        values, counts = np.unique(ids, return_counts=True)
+        example = repeated[0] if repeated else int(values[counts > 1][0])
+        raise SampleIdError(
+            f"Sample {example} of split '{split}' comes twice at this checkpoint. Ids must be those of the samples "
+            "themselves (a position within the batch is not one); leave out what was collected already."
+        )
+
+
+def require_finite_losses(losses: Tensor, ids: np.ndarray) -> None:
+    """Raises if a loss is NaN or infinite, naming the sample."""
+    broken = ~torch.isfinite(losses)
+    if bool(broken.any()):
+        which = int(broken.nonzero()[0])
+        raise NotFiniteError(
+            f"The loss of sample {ids[which]} is {losses[which].item()}. Look at its input and target, and at the "
+            "learning rate if many samples are like it."
+        )
+
+
+def outputs(result: BatchGradients) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """loss, prediction (the class of the largest logit) and confidence (its probability), each [n]."""
+    loss = result.losses.double().cpu().numpy()
+    if result.logits is None:
+        return loss, None, None
+    confidence, prediction = result.logits.float().softmax(dim=1).max(dim=1)
+    return loss, prediction.cpu().numpy(), confidence.cpu().numpy()
+
+
+def _joined(classes: list[Tensor | None]) -> np.ndarray | None:
+    known = [each for each in classes if each is not None]
+    return torch.cat(known).cpu().numpy() if known and len(known) == len(classes) else None
+
+
+def _require_split(split: str) -> None:
+    if not isinstance(split, str) or not split.strip():
+        raise RecordingError(f"split is a name such as 'train' or 'validation', not {split!r}.")
+    if split.lower() in RELATIONS:
+        raise RecordingError(
+            f"A split can't be named '{split}', which is a relation of every store. Choose another name."
+        )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape)) or "a scalar"

@@ -1,0 +1,157 @@
+"""The blocks a store keeps for one batch, made from aligned uses and, where those fall short, from gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaql.errors import NotFiniteError, UnsupportedParameterError
+from metaql.storage.blocks import Block, Factored, Full, owners
+from metaql.storage.recording.aligned import AlignedUse
+from metaql.storage.recording.layering import FACTORED_KINDS, geometry
+from metaql.storage.schema import FACTORED, Layer, Parameter
+
+TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+def parameter_gradient(
+    name: str, shape: tuple[int, ...], uses: Sequence[AlignedUse], chosen: Sequence[int] | None = None
+) -> Tensor:
+    """The gradient of a parameter as the sum over its uses, [n or the chosen samples, elements]."""
+    parts = [use.weight_gradient(shape, chosen) for use in uses if use.captured.weight == name]
+    parts += [use.bias_gradient(chosen) for use in uses if use.captured.bias == name]
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def make_block(
+    layer: Layer,
+    uses: Sequence[AlignedUse],
+    replayed: Mapping[str, Tensor],
+    samples: int,
+    borrowed: frozenset[int] | None,
+) -> Block:
+    """The layer's gradients of a batch in the layer's layout, on the CPU.
+
+    ``replayed`` holds whole gradients [n, *shape] of parameters that the uses do not give; a parameter in
+    neither has none. ``borrowed`` are the storages that somebody may still write to, which are copied; None
+    stands for those of all inputs.
+    """
+    if layer.kind in FACTORED_KINDS and layer.layout == FACTORED:
+        own = [use for use in uses if use.captured.weight == layer.parameters[0].name]
+        return _factored(layer, own, samples, borrowed)
+    if layer.layout == FACTORED:
+        (parameter,) = layer.parameters
+        return _where_any(layer, _gradient(parameter, uses, replayed), samples)
+    gradients = [_gradient(parameter, uses, replayed) for parameter in layer.parameters]
+    widths = [parameter.width for parameter in layer.parameters]
+    like = torch.zeros(samples, 0) if all(each is None for each in gradients) else _first(gradients)
+    filled = [
+        like.new_zeros(samples, width) if gradient is None else gradient
+        for gradient, width in zip(gradients, widths, strict=True)
+    ]
+    return Full(_keep(torch.cat(filled, dim=1), layer, frozenset()))
+
+
+def _first(gradients: Sequence[Tensor | None]) -> Tensor:
+    return next(gradient for gradient in gradients if gradient is not None)
+
+
+def _gradient(parameter: Parameter, uses: Sequence[AlignedUse], replayed: Mapping[str, Tensor]) -> Tensor | None:
+    """[n, elements], or None where the parameter took no part."""
+    if parameter.name in replayed:
+        return replayed[parameter.name].flatten(1)
+    if any(parameter.name in (use.captured.weight, use.captured.bias) for use in uses):
+        return parameter_gradient(parameter.name, parameter.shape, uses)
+    return None
+
+
+def require_finite(blocks: Mapping[str, Block], ids: np.ndarray) -> None:
+    """Raises if a gradient is NaN or infinite, naming the layer and the sample."""
+    for name, block in blocks.items():
+        parts = (block.prefix, block.suffix) if isinstance(block, Factored) else (block.gradient,)
+        # A sum is finite only if all terms are, save for overflow, so a second look is rarely needed.
+        if all(bool(torch.isfinite(part.sum())) or bool(torch.isfinite(part).all()) for part in parts):
+            continue
+        raise NotFiniteError(
+            f"The gradient of layer '{name}' is NaN or infinite for sample {ids[_first_broken(block)]}. Look for sqrt, "
+            "log or division at zero in the model, at the learning rate, or for an overflow in half precision."
+        )
+
+
+def _first_broken(block: Block) -> int:
+    if isinstance(block, Full):
+        return int((~torch.isfinite(block.gradient)).any(dim=1).nonzero()[0])
+    if not torch.isfinite(block.prefix).all():
+        return int(owners(block)[(~torch.isfinite(block.prefix)).any(dim=1)][0])
+    broken = (~torch.isfinite(block.suffix)).any(dim=1)
+    return int(broken.nonzero()[0]) * block.samples // len(broken)
+
+
+def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str]) -> None:
+    """Raises if this batch uses the layer in a way that its factors, as the store keeps them, can't express.
+
+    ``given`` names the parameters whose gradients the uses give whole, or that took no part.
+    """
+    if layer.kind not in FACTORED_KINDS or layer.layout != FACTORED:
+        return
+    weight, *bias = [parameter.name for parameter in layer.parameters]
+    own = [use for use in uses if use.captured.weight == weight]
+    same = {weight, *bias} <= given and all(
+        (use.captured.use.operation.kind, use.captured.use.groups) == (layer.kind, layer.groups)
+        and (not bias or use.captured.bias == bias[0])
+        for use in own
+    )
+    stray_bias = any(use.captured.bias in bias for use in uses if use.captured.weight != weight)
+    if not same or stray_bias or (layer.unfold is not None and own and geometry(own) != layer.unfold):
+        raise UnsupportedParameterError(
+            f"Layer '{layer.name}' is used differently in this batch than in the first one (another operation, bias "
+            "or image size, or a mixing of samples that its factors can't express). Record it from batches that use "
+            "it alike, or leave it out with layers=."
+        )
+
+
+def _factored(layer: Layer, own: Sequence[AlignedUse], samples: int, borrowed: frozenset[int] | None) -> Factored:
+    if not own:
+        return _nothing(layer, samples)
+    if layer.unfold is not None:
+        suffix = own[0].kept_input
+    else:
+        blocks = [use.block.suffix.unflatten(0, (samples, -1)) for use in own]
+        suffix = (torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]).flatten(0, 1)
+    prefixes = [use.prefix for use in own]
+    prefix = (torch.cat(prefixes, dim=1) if len(prefixes) > 1 else prefixes[0]).flatten(0, 1)
+    return Factored(_keep(suffix, layer, borrowed), _keep(prefix, layer, borrowed or frozenset()), samples)
+
+
+def _nothing(layer: Layer, samples: int) -> Factored:
+    """No position for any sample: the layer took no part in this batch."""
+    assert layer.input_width is not None
+    assert layer.output_width is not None
+    dtype = TORCH_DTYPES[layer.dtype]
+    prefix = torch.zeros(0, layer.output_width, dtype=dtype)
+    offsets = torch.zeros(samples + 1, dtype=torch.int64)
+    if layer.kind == "embedding":
+        return Factored(torch.zeros(0, dtype=torch.int64), prefix, samples, offsets)
+    return Factored(torch.zeros(0, layer.groups * layer.input_width, dtype=dtype), prefix, samples, offsets)
+
+
+def _where_any(layer: Layer, gradient: Tensor | None, samples: int) -> Factored:
+    """One position, the gradient as its prefix, for each sample that has any."""
+    if gradient is None:
+        return _nothing(layer, samples)
+    prefix = _keep(gradient, layer, frozenset())
+    busy = prefix.any(dim=1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), busy.cumsum(0)])
+    prefix = prefix[busy]
+    return Factored(torch.ones(len(prefix), 1, dtype=prefix.dtype), prefix, samples, offsets)
+
+
+def _keep(values: Tensor, layer: Layer, borrowed: frozenset[int] | None) -> Tensor:
+    dtype = TORCH_DTYPES[layer.dtype] if values.is_floating_point() else values.dtype
+    kept = values.detach().to("cpu", dtype).contiguous()
+    storage = kept.untyped_storage().data_ptr()
+    lent = storage == values.untyped_storage().data_ptr() if borrowed is None else storage in borrowed
+    return kept.clone() if lent else kept

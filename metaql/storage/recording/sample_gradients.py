@@ -1,0 +1,287 @@
+"""Per-sample gradients of a model, batch by batch, in the layers and layouts that a store keeps.
+
+For each batch: one forward pass that captures operations, one backward pass to their outputs (weights'
+own gradients are never formed), and each layer's factors from the two. Parameters that this does not
+give whole are run again sample by sample. What a batch's shape leaves open is settled, and compared with
+plain autograd, the first time that shape is seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaql.errors import BatchError, UnsupportedParameterError
+from metaql.storage.blocks import Block
+from metaql.storage.recording.aligned import AlignedUse
+from metaql.storage.recording.alignment import Alignment, align, probes
+from metaql.storage.recording.batches import take, tensors
+from metaql.storage.recording.capture import Capture
+from metaql.storage.recording.layering import form_layers
+from metaql.storage.recording.losses import ModelLosses, require_one_per_sample
+from metaql.storage.recording.replayed import Gradients, by_function, by_loop, within_batch
+from metaql.storage.recording.sample_blocks import make_block, parameter_gradient, require_same_form
+from metaql.storage.recording.self_check import disagreeing, require_same_losses, shares
+from metaql.storage.schema import Layer
+
+# How a parameter's gradient is had: from captured operations, by torch.func, by a loop over samples that
+# are cut out of the batch or (where that can't be done) differentiated within it; or no loss depends on it.
+CAPTURED, FUNCTION, LOOP, WITHIN, UNUSED = "captured", "function", "loop", "within", "unused"
+
+Signature = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class BatchGradients:
+    """What one batch gave: losses [n], logits [n, classes] where known, and each layer's block by its name."""
+
+    losses: Tensor
+    logits: Tensor | None
+    blocks: Mapping[str, Block]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A forward pass, and what the backward pass brought to each captured operation.
+
+    ``unseen`` says of each parameter that no watched function was called with whether the losses depend on
+    it all the same. ``hidden`` is set where operations ran out of sight.
+    """
+
+    batch: Any
+    samples: int
+    values: Tensor
+    logits: Tensor | None
+    capture: Capture
+    dys: Sequence[Tensor | None]
+    unseen: Mapping[str, bool]
+    hidden: bool
+
+    @property
+    def signature(self) -> Signature:
+        """All that alignments and routes depend on."""
+        uses = tuple(
+            (use.weight, use.bias, use.use.operation.kind, use.use.inputs.shape, use.use.geometry, dy is None)
+            for use, dy in zip(self.capture.uses, self.dys, strict=True)
+        )
+        return self.samples, self.hidden, uses, frozenset(self.capture.other), frozenset(self.unseen.items())
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest type that gradients passed through."""
+        types = [self.values.dtype, *(dy.dtype for dy in self.dys if dy is not None)]
+        return max(types, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was settled for all batches of one signature."""
+
+    alignments: Sequence[Alignment | None]
+    routes: Mapping[str, str]
+
+    def by(self, *routes: str) -> set[str]:
+        return {name for name, route in self.routes.items() if route in routes}
+
+
+class SampleGradients:
+    """Turns batches into blocks of per-sample gradients of the given parameters.
+
+    ``layers`` are those of an existing store, which then must fit; None forms them from the first batch.
+    """
+
+    def __init__(
+        self,
+        losses: ModelLosses,
+        parameters: Mapping[str, torch.nn.Parameter],
+        dtype: str,
+        layers: tuple[Layer, ...] | None = None,
+    ) -> None:
+        self.layers = layers
+        self._losses = losses
+        self._parameters = parameters
+        self._dtype = dtype
+        self._plans: dict[Signature, _Plan] = {}
+        self._warned: set[str] = set()
+
+    def of(self, batch: Any, samples: int) -> BatchGradients:
+        """The gradients of a batch of so many samples, which is on the model's device already."""
+        with torch.enable_grad():
+            run = self._run(batch, samples)
+            if run.signature not in self._plans:
+                self._plans[run.signature] = self._examine(run)
+            plan = self._plans[run.signature]
+            replayed = self._replay(run, plan)
+        uses = [use for use in _aligned(run, plan.alignments) if not _replaces(replayed, use)]
+        borrowed = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors(batch))
+        assert self.layers is not None
+        blocks = {layer.name: make_block(layer, uses, replayed, samples, borrowed) for layer in self.layers}
+        return BatchGradients(run.values.detach(), run.logits, blocks)
+
+    def _run(self, batch: Any, samples: int) -> _Run:
+        capture = Capture(self._parameters)
+        with capture:
+            result = self._losses.evaluate(batch)
+        require_one_per_sample(result.values, samples)
+        logits = None if result.logits is None else result.logits.detach()
+        seen = {name for use in capture.uses for name in (use.weight, use.bias)} | set(capture.other)
+        unseen = [name for name in self._parameters if name not in seen]
+        targets = [*(use.edge for use in capture.uses), *(self._parameters[name] for name in unseen)]
+        try:
+            gradients = _backward(result.values.sum(), targets)
+        except RuntimeError as error:
+            if "heckpoint" not in str(error):
+                raise
+            # Reentrant activation checkpointing runs its operations out of sight, and refuses this call.
+            nothing = [None] * len(capture.uses)
+            return _Run(batch, samples, result.values, logits, capture, nothing, dict.fromkeys(unseen, True), True)
+        for use in capture.uses:
+            use.require_unchanged()
+        dys = gradients[: len(capture.uses)]
+        found = {name: each is not None for name, each in zip(unseen, gradients[len(dys) :], strict=True)}
+        return _Run(batch, samples, result.values, logits, capture, dys, found, False)
+
+    def _examine(self, run: _Run) -> _Plan:
+        """Settles alignments and routes for batches like this one, and forms the layers or checks them."""
+        alignments = _align(run)
+        uses = _aligned(run, alignments)
+        reference, can_cut = self._reference(run)
+        unused = _unused(run)
+        captured = self._confirmed(run, alignments, uses, reference) - unused
+        rest = set(self._parameters) - captured - unused
+        routes = {**dict.fromkeys(captured, CAPTURED), **dict.fromkeys(unused, UNUSED)}
+        routes.update(self._replay_routes(run, rest, reference) if can_cut else dict.fromkeys(rest, WITHIN))
+        self._warn_of_slow(routes, reference)
+        if self.layers is None:
+            self.layers = form_layers(self._parameters, uses, captured, unused, self._dtype)
+        for layer in self.layers:
+            require_same_form(layer, uses, captured | unused)
+        return _Plan(alignments, routes)
+
+    def _reference(self, run: _Run) -> tuple[Gradients, bool]:
+        """The gradients of a few samples by plain autograd, and whether samples can be cut out of the batch."""
+        chosen = probes(run.samples)
+        try:
+            gradients, alone = by_loop(self._losses, self._parameters, run.batch, run.samples, chosen)
+        except (BatchError, RuntimeError, IndexError, KeyError, TypeError, ValueError) as cutting:
+            try:
+                return within_batch(run.values, self._parameters, chosen), False
+            except RuntimeError:
+                raise UnsupportedParameterError(
+                    "No sample can be cut out of this batch, and the model can't be differentiated sample by sample "
+                    f"within it. Pass batches whose tensors have the samples in their first dimension. ({cutting})"
+                ) from cutting
+        require_same_losses(alone, run.values.detach()[chosen], run.precision)
+        return gradients, True
+
+    def _confirmed(
+        self,
+        run: _Run,
+        alignments: Sequence[Alignment | None],
+        uses: Sequence[AlignedUse],
+        reference: Gradients,
+    ) -> set[str]:
+        """The parameters whose captured uses add up to what plain autograd finds for a few samples."""
+        if run.hidden:
+            return set()
+        lost = {
+            name
+            for use, alignment in zip(run.capture.uses, alignments, strict=True)
+            if alignment is None
+            for name in (use.weight, use.bias)
+        }
+        names = {name for use in uses for name in (use.captured.weight, use.captured.bias) if name is not None}
+        chosen = probes(run.samples)
+        got = {
+            name: parameter_gradient(name, tuple(self._parameters[name].shape), uses, chosen)
+            for name in names - lost - set(run.capture.other)
+        }
+        return set(got) - disagreeing(got, reference, run.precision)
+
+    def _replay_routes(self, run: _Run, names: set[str], reference: Gradients) -> dict[str, str]:
+        """By torch.func where that works and agrees, else one by one."""
+        if not names:
+            return {}
+        chosen = probes(run.samples)
+        parameters = {name: self._parameters[name] for name in names}
+        try:
+            got = by_function(self._losses, parameters, take(run.batch, run.samples, chosen), len(chosen))
+        except Exception:
+            # Whatever torch.func stumbles over, plain autograd is asked instead.
+            return dict.fromkeys(names, LOOP)
+        wrong = disagreeing(got, reference, run.precision)
+        return {name: LOOP if name in wrong else FUNCTION for name in names}
+
+    def _replay(self, run: _Run, plan: _Plan) -> Gradients:
+        replayed: Gradients = {}
+        if names := plan.by(FUNCTION):
+            replayed |= by_function(self._losses, self._some(names), run.batch, run.samples)
+        if names := plan.by(LOOP):
+            replayed |= by_loop(self._losses, self._some(names), run.batch, run.samples)[0]
+        if names := plan.by(WITHIN):
+            replayed |= within_batch(run.values, self._some(names), range(run.samples))
+        return replayed
+
+    def _some(self, names: set[str]) -> dict[str, torch.nn.Parameter]:
+        return {name: parameter for name, parameter in self._parameters.items() if name in names}
+
+    def _warn_of_slow(self, routes: Mapping[str, str], reference: Gradients) -> None:
+        slow = {name for name, route in routes.items() if route in (LOOP, WITHIN)} - self._warned
+        if slow:
+            self._warned |= slow
+            share = shares(reference)
+            listed = ", ".join(f"{name} ({share[name]:.0%} of the squared gradient)" for name in sorted(slow))
+            warnings.warn(
+                f"Recorded by running samples one by one, which is exact but slow: {listed}. To go faster, leave them "
+                "out with layers=.",
+                stacklevel=2,
+            )
+
+
+def _backward(loss: Tensor, targets: Sequence[Any]) -> Sequence[Tensor | None]:
+    if not targets:
+        return ()
+    return torch.autograd.grad(loss, targets, retain_graph=True, allow_unused=True)
+
+
+def _align(run: _Run) -> list[Alignment | None]:
+    uses = run.capture.uses
+    if run.hidden:
+        return [None] * len(uses)
+    edges = [use.edge for use in uses]
+    return align(
+        [tuple(use.use.inputs.shape[: use.use.leading]) for use in uses],
+        run.samples,
+        lambda sample: _backward(run.values[sample], edges),
+        probes(run.samples),
+    )
+
+
+def _aligned(run: _Run, alignments: Sequence[Alignment | None]) -> list[AlignedUse]:
+    return [
+        AlignedUse(use, alignment, run.samples, dy)
+        for use, alignment, dy in zip(run.capture.uses, alignments, run.dys, strict=True)
+        if alignment is not None and dy is not None
+    ]
+
+
+def _unused(run: _Run) -> set[str]:
+    """The parameters that no loss of the batch depends on, as the backward pass found."""
+    reached = {
+        name
+        for use, dy in zip(run.capture.uses, run.dys, strict=True)
+        if dy is not None or run.hidden
+        for name in (use.weight, use.bias)
+    }
+    seen = {name for use in run.capture.uses for name in (use.weight, use.bias) if name is not None}
+    idle = {name for name, found in run.unseen.items() if not found}
+    return idle | (seen - reached - set(run.capture.other))
+
+
+def _replaces(replayed: Mapping[str, Tensor], use: AlignedUse) -> bool:
+    return {use.captured.weight, use.captured.bias} - {None} <= set(replayed)

@@ -1,0 +1,53 @@
+"""Compares per-sample gradients with plain autograd on single samples, parameter by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from metaql.errors import ModelStateError
+
+# Relative differences that are still rounding. A wrong or missing part is seen to differ by 1e-2 and more.
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+# A gradient that is zero in exact arithmetic is noise in floating point; noise is measured against all parameters.
+NOISE = 1e-3
+
+
+def disagreeing(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], precision: torch.dtype) -> set[str]:
+    """The names whose gradients [k, ...] differ by more than rounding in this precision."""
+    tolerance = TOLERANCE[precision]
+    total = _norms(list(expected.values()))
+    wrong = set()
+    for name, gradient in got.items():
+        reference = expected[name].flatten(1).double()
+        difference = (gradient.flatten(1).double() - reference).norm(dim=1)
+        if not bool((difference <= tolerance * (reference.norm(dim=1) + NOISE * total)).all()):
+            wrong.add(name)
+    return wrong
+
+
+def shares(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    """Each parameter's share of the squared norm of all gradients."""
+    squares = {name: float(gradient.double().square().sum()) for name, gradient in gradients.items()}
+    total = sum(squares.values())
+    return {name: square / total if total > 0 else 0.0 for name, square in squares.items()}
+
+
+def require_same_losses(alone: Tensor, together: Tensor, precision: torch.dtype) -> None:
+    """Raises if a sample's loss depends on the batch it is in, or differs when it is computed again."""
+    scale = together.abs().mean() + together.abs()
+    if bool(((alone.double() - together.double()).abs() <= TOLERANCE[precision] * scale).all()):
+        return
+    raise ModelStateError(
+        "A sample's loss on its own is not its loss within the batch "
+        f"({alone[0].item():.6g} against {together[0].item():.6g} for one of them), so its gradient is not its own. "
+        "Causes: losses that divide by the batch (use reduction='none'), dropout or other randomness left on "
+        "(call model.eval(), and pass training=self.training to F.dropout), or statistics over the batch."
+    )
+
+
+def _norms(gradients: list[Tensor]) -> Tensor:
+    squares = [gradient.flatten(1).double().square().sum(1) for gradient in gradients]
+    return torch.stack(squares).sum(0).sqrt() if squares else torch.zeros(1, dtype=torch.float64)

@@ -1,0 +1,210 @@
+"""Recording along the trajectory: each sample at each step it is trained on, from the loop's own backward pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from metaql.errors import BatchError, ModelStateError, SampleIdError, UnsupportedParameterError
+from metaql.storage import tables
+from metaql.storage.blocks import Block
+from metaql.storage.collection_writer import CollectionWriter
+from metaql.storage.recording.aligned import AlignedUse
+from metaql.storage.recording.alignment import Alignment
+from metaql.storage.recording.batches import integer_ids
+from metaql.storage.recording.layering import form_layers
+from metaql.storage.recording.optimizers import step_settings
+from metaql.storage.recording.sample_blocks import make_block, require_finite, require_same_form
+from metaql.storage.recording.self_check import disagreeing, shares
+from metaql.storage.recording.watched_step import WatchedStep, noting_scale
+from metaql.storage.store import Store
+from metaql.storage.writer import Writer
+
+Reduction = Literal["mean", "sum"] | Tensor
+
+# A crash loses at most what came after the last commit: so much, or so long.
+COMMIT_BYTES = 1 << 28
+COMMIT_SECONDS = 30.0
+
+
+class Trajectory:
+    """The steps of a training run on their way into a store."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], writer: Writer, dtype: str, model: str) -> None:
+        self._parameters = parameters
+        self._writer = writer
+        self._dtype = dtype
+        self._model = model
+        self._layers = writer.manifest.layers
+        self._alignments: dict[tuple[Any, ...], Sequence[Alignment | None]] = {}
+        self._collection: CollectionWriter | None = None
+        self._split: str | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._since = 0.0
+        self._steps: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """The number of the last step recorded, also in an earlier run of the same store."""
+        if self._steps is None:
+            self._steps = self._last_step()
+        return self._steps
+
+    @contextmanager
+    def step(self, ids: Any, optimizer: torch.optim.Optimizer, split: str, reduction: Reduction) -> Iterator[None]:
+        """Records what one forward and backward pass inside the context shows."""
+        ids = integer_ids(ids)
+        factors = _factors(reduction, len(ids))
+        # The settings that this step's update uses: schedulers and the update itself come after the pass.
+        groups = step_settings(optimizer)
+        watched = WatchedStep(self._parameters, len(ids), unsettled=lambda signature: signature not in self._alignments)
+        try:
+            with noting_scale(watched.note_scale), watched:
+                yield
+        finally:
+            watched.stop()
+        blocks = self._blocks(watched, 1.0 / (factors * watched.scale))
+        require_finite(blocks, ids)
+        self._append(ids, split, blocks)
+        name = reduction if isinstance(reduction, str) else "weights"
+        common = {"step": self.steps, "batch_size": len(ids), "reduction": name}
+        self._rows += [{**group, **common} for group in groups]
+        if self._is_due():
+            self.commit()
+
+    def commit(self) -> None:
+        """Makes the steps so far part of the store."""
+        if self._collection is None:
+            return
+        collection, self._collection = self._collection, None
+        rows, self._rows = self._rows, []
+        collection.finish(steps=pa.Table.from_pylist(rows, tables.STEPS))
+
+    def _last_step(self) -> int:
+        if not any(each.steps for each in self._writer.manifest.collections):
+            return 0
+        with closing(Store.open(self._writer.path)) as store:
+            return int(np.max(tables.steps(store).column("step").to_numpy()))
+
+    def _append(self, ids: np.ndarray, split: str, blocks: Mapping[str, Block]) -> None:
+        if split != self._split:
+            self.commit()
+        if self._collection is None:
+            self._writer.define(self._model, self._layers, self._dtype)
+            self._collection = self._writer.collection(split, None)
+            self._split, self._since = split, time.monotonic()
+        number = self.steps + 1
+        self._collection.append(ids, blocks, None, step=number)
+        self._steps = number
+
+    def _is_due(self) -> bool:
+        assert self._collection is not None
+        return self._collection.bytes > COMMIT_BYTES or time.monotonic() - self._since > COMMIT_SECONDS
+
+    def _blocks(self, watched: WatchedStep, scale: Tensor) -> dict[str, Block]:
+        """Each layer's block, from a pass that is over."""
+        self._require_captured(watched)
+        is_new = watched.signature not in self._alignments
+        alignments = watched.alignments if is_new else self._alignments[watched.signature]
+        uses = _aligned(watched, alignments, scale)
+        if is_new:
+            _require_sums(uses, watched, self._parameters)
+        if not self._layers:
+            fired = set(watched.gradients)
+            self._layers = form_layers(self._parameters, uses, fired, set(self._parameters) - fired, self._dtype)
+        if is_new:
+            for layer in self._layers:
+                require_same_form(layer, uses, set(self._parameters))
+            assert alignments is not None
+            self._alignments[watched.signature] = alignments
+        return {layer.name: make_block(layer, uses, {}, watched.samples, None) for layer in self._layers}
+
+    def _require_captured(self, watched: WatchedStep) -> None:
+        if not any(dy is not None for dy in watched.dys) and not watched.gradients:
+            raise ModelStateError(
+                "No backward pass ran inside recorder.step(...). Put the forward pass and loss.backward() into it."
+            )
+        for use in watched.uses:
+            use.require_unchanged()
+        seen = {
+            name
+            for use, dy in zip(watched.uses, watched.dys, strict=True)
+            if dy is not None
+            for name in (use.weight, use.bias)
+        }
+        lost = [name for name in watched.gradients if name in watched.other or name not in seen]
+        if lost:
+            share = shares(watched.gradients)
+            listed = ", ".join(
+                f"'{name}' ({share[name]:.0%} of the squared gradient, in {watched.other.get(name, 'unseen code')})"
+                for name in lost
+            )
+            raise UnsupportedParameterError(
+                f"Along the trajectory these parameters have no factors: {listed}. Leave them out with layers=, or "
+                "record at checkpoints with collect, which has a way for every parameter."
+            )
+
+
+def _factors(reduction: Reduction, samples: int) -> Tensor:
+    """Each sample's factor in the loss, float64 [n]."""
+    if isinstance(reduction, str):
+        if reduction not in ("mean", "sum"):
+            raise BatchError(f"reduction is 'mean', 'sum' or a tensor of each sample's factor, not {reduction!r}.")
+        return torch.full((samples,), 1.0 / samples if reduction == "mean" else 1.0, dtype=torch.float64)
+    factors = torch.as_tensor(reduction).detach().cpu().double()
+    if factors.shape != (samples,) or not bool(torch.isfinite(factors).all()) or bool((factors == 0).any()):
+        raise BatchError(
+            f"reduction needs one finite factor other than zero for each of the {samples} samples; it is "
+            f"{list(factors.shape)} {factors.flatten()[:5].tolist()}. A sample of factor zero leaves no gradient."
+        )
+    return factors
+
+
+def _aligned(watched: WatchedStep, alignments: Sequence[Alignment | None] | None, scale: Tensor) -> list[AlignedUse]:
+    if alignments is None:
+        raise ModelStateError(
+            "The backward pass could not be watched: call loss.backward() on the loss itself inside recorder.step(...)."
+        )
+    uses = []
+    for use, alignment, dy in zip(watched.uses, alignments, watched.dys, strict=True):
+        if dy is None:
+            continue
+        if alignment is None:
+            raise SampleIdError(
+                f"ids holds {watched.samples} samples, but the operation that uses '{use.weight or use.bias}' saw an "
+                f"input of shape {list(use.use.inputs.shape)}, in which they can't be told apart. Give one id for each "
+                "sample of the batch, in its order; a model that mixes its samples has to be recorded with collect."
+            )
+        uses.append(AlignedUse(use, alignment, watched.samples, dy, scale))
+    return uses
+
+
+def _require_sums(uses: Sequence[AlignedUse], watched: WatchedStep, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raises unless the captured uses add up to what the backward pass brought to each parameter."""
+    got = {name: torch.zeros_like(gradient).flatten() for name, gradient in watched.gradients.items()}
+    for use in uses:
+        weight, bias = use.captured.weight, use.captured.bias
+        shape = parameters[weight].shape if weight else parameters[bias].shape if bias else ()
+        of_weight, of_bias = use.batch_gradients(tuple(shape))
+        for name, gradient in ((weight, of_weight), (bias, of_bias)):
+            if name in got:
+                got[name] = got[name] + gradient
+    coarsest = max((use.dy.dtype for use in uses), key=lambda dtype: torch.finfo(dtype).eps)
+    wrong = disagreeing(
+        {name: each[None] for name, each in got.items()},
+        {name: each[None] for name, each in watched.gradients.items()},
+        coarsest,
+    )
+    if wrong:
+        raise UnsupportedParameterError(
+            f"The samples' gradients of {', '.join(map(repr, sorted(wrong)))} do not add up to what the backward pass "
+            "brought: it is changed by a hook, or used where it can't be watched. Leave it out with layers=, or record "
+            "with collect."
+        )

@@ -1,0 +1,125 @@
+"""Watches one forward and backward pass of somebody else's training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.utils.hooks import RemovableHandle
+
+from metaql.storage.recording.alignment import Alignment, align_backwards, probes
+from metaql.storage.recording.capture import Capture, CapturedUse
+
+
+@contextmanager
+def noting_scale(note: Callable[[float], None]) -> Iterator[None]:
+    """Within it, ``note`` is told the factor by which a GradScaler multiplies a loss."""
+    original = GradScaler.scale
+
+    def scale(self: GradScaler, outputs: Any) -> Any:
+        note(self.get_scale())
+        return original(self, outputs)
+
+    GradScaler.scale = scale  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        GradScaler.scale = original  # type: ignore[method-assign]
+
+
+class WatchedStep(Capture):
+    """A context around a forward and backward pass of a batch of so many ``samples``.
+
+    After it, ``dys`` has dC/dy for each of ``uses`` (None where the loss does not depend on it), ``gradients`` what
+    the backward pass brought to each parameter, and ``scale`` the factor that a GradScaler put on the loss.
+    ``unsettled`` is asked for a signature whether its alignments are still needed; they are then in ``alignments``.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        samples: int,
+        unsettled: Callable[[tuple[Any, ...]], bool],
+    ) -> None:
+        super().__init__(parameters, on_use=self._watch)
+        self.samples = samples
+        self.dys: list[Tensor | None] = []
+        self.gradients: dict[str, Tensor] = {}
+        self.scale = 1.0
+        self.alignments: list[Alignment | None] | None = None
+        self._unsettled = unsettled
+        self._outputs: list[tuple[torch.Size, torch.dtype, torch.device]] = []
+        self._handles: list[RemovableHandle] = []
+        self._probing = False
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """All that alignments and layers depend on."""
+        uses = tuple(
+            (use.weight, use.bias, use.use.operation.kind, use.use.inputs.shape, use.use.geometry) for use in self.uses
+        )
+        return self.samples, uses
+
+    def __enter__(self) -> Self:
+        if not self._handles:
+            self._handles = [
+                parameter.register_hook(self._keep_gradient(name)) for name, parameter in self.parameters.items()
+            ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def note_scale(self, scale: float) -> None:
+        """Takes down the factor on the loss."""
+        self.scale = scale
+
+    def stop(self) -> None:
+        """Removes what watched the pass."""
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.backward and self.uses and self._unsettled(self.signature):
+            # The last moment at which the graph is whole.
+            self._probing = True
+            self.alignments = self._align()
+            self._probing = False
+        return super().__torch_function__(func, _types, args, kwargs)
+
+    def _watch(self, captured: CapturedUse, output: Tensor) -> None:
+        place = len(self.dys)
+        self.dys.append(None)
+        self._outputs.append((output.shape, output.dtype, output.device))
+
+        def keep(dy: Tensor) -> None:
+            if self._probing:
+                return
+            before = self.dys[place]
+            self.dys[place] = dy if before is None else before + dy
+
+        self._handles.append(output.register_hook(keep))
+
+    def _keep_gradient(self, name: str) -> Callable[[Tensor], None]:
+        def keep(gradient: Tensor) -> None:
+            gradient = gradient.detach().to_dense()
+            before = self.gradients.get(name)
+            self.gradients[name] = gradient if before is None else before + gradient
+
+        return keep
+
+    def _align(self) -> list[Alignment | None]:
+        shapes = [tuple(use.use.inputs.shape[: use.use.leading]) for use in self.uses]
+        edges = [use.edge for use in self.uses]
+
+        def gradients_from(place: int, mask: Tensor) -> Sequence[Tensor | None]:
+            shape, dtype, device = self._outputs[place]
+            wide = mask.reshape(*mask.shape, *[1] * (len(shape) - mask.dim())).to(device)
+            direction = torch.randn(shape, dtype=dtype, device=device) * wide
+            return torch.autograd.grad([edges[place]], edges, [direction], retain_graph=True, allow_unused=True)
+
+        return align_backwards(shapes, self.samples, gradients_from, probes(self.samples))
