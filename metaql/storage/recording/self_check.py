@@ -15,15 +15,22 @@ TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 0.1, torc
 NOISE = 1e-3
 
 
-def disagreeing(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], precision: torch.dtype) -> set[str]:
-    """The names whose gradients [k, ...] differ by more than rounding in this precision."""
+def disagreeing(
+    got: Mapping[str, Tensor], expected: Mapping[str, Tensor], precision: torch.dtype, most: bool = False
+) -> set[str]:
+    """The names whose gradients [k, ...] differ by more than rounding in this precision.
+
+    ``most`` lets a minority of the k samples differ: where two ways of computing the same round differently, a
+    unit of a piecewise linear network may fall on the other side of its kink, and that sample's gradient jumps.
+    """
     tolerance = TOLERANCE[precision]
     total = _norms(list(expected.values()))
     wrong = set()
     for name, gradient in got.items():
         reference = expected[name].flatten(1).double()
         difference = (gradient.flatten(1).double() - reference).norm(dim=1)
-        if not bool((difference <= tolerance * (reference.norm(dim=1) + NOISE * total)).all()):
+        close = difference <= tolerance * (reference.norm(dim=1) + NOISE * total)
+        if not bool(close.all()) and not (most and int(close.sum()) * 2 > len(close)):
             wrong.add(name)
     return wrong
 
