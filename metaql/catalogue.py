@@ -1,0 +1,87 @@
+"""What relations hold, as DuckDB itself says: any item of FROM that DuckDB can bind is known here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import duckdb
+from sqlglot import exp
+
+from metaql.parse import to_sql
+from metaql.udfs.references import GRADIENT
+
+# The columns, in lower case, of each relation by its alias; with DuckDB's names of their types.
+Columns = dict[str, dict[str, str]]
+# Binds a query, running nothing: its columns' names and types.
+Describe = Callable[[str], list[tuple[str, str]]]
+
+
+class Catalogue:
+    """Asks DuckDB; ``describe`` and ``aggregate_names`` run on the connection and in the frame of the query."""
+
+    def __init__(self, describe: Describe, aggregate_names: Callable[[], frozenset[str]]) -> None:
+        self._describe = describe
+        self._aggregate_names = aggregate_names
+
+    @cached_property
+    def aggregates(self) -> frozenset[str]:
+        """Names of functions that are aggregates, or macros, which may hold one."""
+        return self._aggregate_names()
+
+    def columns(self, select: exp.Select) -> Columns | None:
+        """The columns of each relation in FROM; None where DuckDB can't bind one of them by itself."""
+        items = [part.this for part in (select.args.get("from_"), *(select.args.get("joins") or ())) if part]
+        with_ = visible_ctes(select)
+        found: Columns = {}
+        for item in items:
+            try:
+                columns = self._describe(f"{with_}SELECT * FROM {_without_parameters(item)}")
+            except duckdb.Error:
+                return None
+            found[item.alias_or_name] = {name.lower(): type_ for name, type_ in columns}
+        return found
+
+    def is_gradient(self, expression: exp.Expr, select: exp.Select) -> bool:
+        """Whether an expression over the SELECT's relations is a gradient."""
+        if isinstance(expression, exp.Literal | exp.Boolean | exp.Null):
+            return False
+        source = select.args.get("from_")
+        parts = [source, *(select.args.get("joins") or ())] if source else []
+        from_ = " ".join(_without_parameters(part) for part in parts)
+        try:
+            columns = self._describe(f"{visible_ctes(select)}SELECT {_without_parameters(expression)} {from_}")
+        except duckdb.Error:
+            return False
+        return columns[0][1] == GRADIENT
+
+
+def visible_ctes(select: exp.Expr) -> str:
+    """The WITH clause that a SELECT's FROM is bound under: its own, and those of the queries around it."""
+    ctes: list[str] = []
+    query: exp.Expr | None = select
+    while query is not None:
+        with_ = query.args.get("with_")
+        if isinstance(with_, exp.With):
+            ctes = [_without_parameters(cte) for cte in _before(with_, select)] + ctes
+        query = query.parent
+    return f"WITH {', '.join(ctes)} " if ctes else ""
+
+
+def _before(with_: exp.With, select: exp.Expr) -> list[exp.Expr]:
+    """All CTEs, or those before the one that the SELECT itself stands in."""
+    around = {id(node) for node in _ancestors(select)}
+    inside = next((place for place, cte in enumerate(with_.expressions) if id(cte) in around), None)
+    return list(with_.expressions[:inside])
+
+
+def _ancestors(node: exp.Expr) -> Iterator[exp.Expr]:
+    inner: exp.Expr | None = node
+    while inner is not None:
+        yield inner
+        inner = inner.parent
+
+
+def _without_parameters(node: exp.Expr) -> str:
+    """SQL with NULL for each parameter: types of columns hardly ever depend on them, and they need no values then."""
+    return to_sql(node.copy().transform(lambda one: exp.Null() if isinstance(one, exp.Placeholder) else one))

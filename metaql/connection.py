@@ -1,0 +1,155 @@
+"""``metaql.connect``, and the way of a query: parse, bind, rewrite, compile, run."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import torch
+
+from metaql.catalogue import Catalogue
+from metaql.errors import QueryError
+from metaql.execute import Executor, Parameters, averages_gradients
+from metaql.parse import mentions_gradients
+from metaql.planner import plan
+from metaql.relations import create_relations, free_name, quoted
+from metaql.storage.store import Store
+from metaql.udfs.models import Model
+from metaql.udfs.register import register_restore, session_of
+from metaql.udfs.sources import StoreSource
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "metaql"
+
+
+class Connection:
+    """A DuckDB that knows what a gradient is; made by ``metaql.connect``. Threads may share it."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> None:
+        own = connection.execute("SELECT current_database()").fetchone()
+        assert own is not None
+        self._executor: Executor | None = Executor(connection, f"{quoted(own[0])}.main,{quoted(database)}.main")
+        self._store = store
+
+    def sql(self, query: str, params: Parameters = None) -> Any:
+        """The query's result as a DuckDB relation: ``.show()``, ``.fetchall()``, ``.df()``, ``.pl()``, ….
+
+        It runs when it is looked at, and again each time. Parameters are ``?``, ``$1`` or ``$name``. Statements
+        that are no query run at once.
+        """
+        executor, frame = self._open(), sys._getframe(1)
+        text = self._planned(query, frame) if mentions_gradients(query) else query
+        try:
+            return executor.run(text, params, frame)
+        except duckdb.Error as error:
+            if text is not query or not averages_gradients(error):
+                raise
+            planned = self._planned(query, frame)
+            if planned == query:
+                raise
+        return executor.run(planned, params, frame)
+
+    def register(self, name: str, table: Any) -> None:
+        """Makes a DataFrame or an Arrow table known under a name."""
+        self._open().register(name, table)
+
+    def close(self) -> None:
+        """Closes DuckDB and the store; relations of this connection can't be looked at any more."""
+        if self._executor is not None:
+            self._executor.close()
+            self._store.close()
+            self._executor = None
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _planned(self, query: str, frame: FrameType) -> str:
+        executor = self._open()
+        return plan(query, Catalogue(executor.describer(frame), executor.aggregates))
+
+    def _open(self) -> Executor:
+        if self._executor is None:
+            raise QueryError(f"this connection to {self._store.path} is closed: call metaql.connect again")
+        return self._executor
+
+
+def connect(
+    path: str | Path,
+    model: nn.Module | None = None,
+    device: str | torch.device | None = None,
+    database: str | Path = ":memory:",
+) -> Connection:
+    """Opens the newest version of a store to ask it in SQL.
+
+    ``model`` is what ``gradient(input, target)`` runs, ``device`` where scores are computed, and ``database`` the
+    DuckDB file for the user's own tables; nothing of the store is written there.
+    """
+    store = Store.open(path)
+    connection = duckdb.connect(str(database))
+    try:
+        name = free_name(connection, NAME)
+        remarks = _load(connection, store, name, model, device)
+        opened = Connection(connection, store, name)
+    except BaseException:
+        connection.close()
+        store.close()
+        raise
+    _warn(remarks)
+    return opened
+
+
+def load(
+    connection: duckdb.DuckDBPyConnection,
+    path: str | Path,
+    schema: str = NAME,
+    model: nn.Module | None = None,
+    device: str | torch.device | None = None,
+) -> None:
+    """Adds a store's relations to a DuckDB connection as ``schema.train`` and so on, and the functions on them.
+
+    Its SQL goes to DuckDB directly: every function is right there, pair by pair, and ``avg(gradient)`` does not
+    exist. Several stores can be loaded, each under a schema of its own.
+    """
+    store = Store.open(path)
+    try:
+        remarks = _load(connection, store, schema, model, device)
+    except BaseException:
+        store.close()
+        raise
+    _warn(remarks)
+
+
+def _load(
+    connection: duckdb.DuckDBPyConnection,
+    store: Store,
+    name: str,
+    model: nn.Module | None,
+    device: str | torch.device | None,
+) -> list[str]:
+    """Relations first: if they can't be made, the session knows nothing of the store."""
+    remarks = create_relations(connection, store, name)
+    session = session_of(connection)
+    source = StoreSource(store, name, None if device is None else torch.device(device))
+    session.add(source)
+    if model is not None:
+        from metaql.storage.replay import Replay
+
+        session.add_model(Model(Replay(model, store), source))
+    register_restore(connection, session)
+    return remarks
+
+
+def _warn(remarks: list[str]) -> None:
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=3)

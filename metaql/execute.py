@@ -1,0 +1,92 @@
+"""Runs SQL on DuckDB so that relations, frames and cursors behave as they do in DuckDB itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import duckdb
+
+from metaql.parse import is_query
+from metaql.udfs.references import GRADIENT
+
+Parameters = list[Any] | tuple[Any, ...] | dict[str, Any] | None
+
+# What belongs to one connection and is not seen by its cursors.
+_OWN_STATE = re.compile(r"\b(temp|temporary|set|reset|use|begin|start|prepare|pragma|load|variable)\b", re.IGNORECASE)
+# DuckDB looks for DataFrames in the frame that calls it, which this makes look like the user's own.
+_CALL = compile("__metaql_cursor__.sql(__metaql_text__, params=__metaql_parameters__)", "<metaql>", "eval")
+
+
+class Executor:
+    """A DuckDB connection whose queries each get a cursor, so that none waits for another's result.
+
+    Temporary tables, settings, transactions and the like belong to one connection. From the first statement that
+    makes any on, queries run on that connection too, and one after another, as in DuckDB.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, search_path: str) -> None:
+        self._connection = connection
+        self._registered: dict[str, Any] = {}
+        self._has_own_state = False
+        self._set_path = duckdb.extract_statements(f"SET search_path = '{search_path}'")[0]
+        connection.execute(self._set_path)
+
+    def run(self, text: str, parameters: Parameters, frame: FrameType) -> Any:
+        """DuckDB's relation for a query; statements run at once."""
+        if is_query(text) and not self._has_own_state:
+            return _call(self._cursor(), text, parameters, frame)
+        if not is_query(text) and _OWN_STATE.search(text):
+            self._has_own_state = True
+        return _call(self._connection, text, parameters, frame)
+
+    def describer(self, frame: FrameType) -> Callable[[str], list[tuple[str, str]]]:
+        """Binds queries in the user's frame: names and types of their columns."""
+        cursor = self._connection if self._has_own_state else self._cursor()
+
+        def describe(text: str) -> list[tuple[str, str]]:
+            relation = _call(cursor, text, None, frame)
+            return list(zip(relation.columns, map(str, relation.types), strict=True))
+
+        return describe
+
+    def aggregates(self) -> frozenset[str]:
+        """Names of aggregate functions, and of the user's macros, which may hold one."""
+        rows = self._connection.cursor().execute(
+            "SELECT DISTINCT lower(function_name) FROM duckdb_functions()"
+            " WHERE function_type = 'aggregate' OR (function_type = 'macro' AND NOT internal)"
+        )
+        return frozenset(name for (name,) in rows.fetchall())
+
+    def register(self, name: str, table: Any) -> None:
+        """Makes a table known to this connection and to all its cursors from now on."""
+        self._connection.register(name, table)
+        self._registered[name] = table
+
+    def close(self) -> None:
+        """Closes the connection with its cursors."""
+        self._connection.close()
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        cursor = self._connection.cursor()
+        cursor.execute(self._set_path)
+        for name, table in self._registered.items():
+            cursor.register(name, table)
+        return cursor
+
+
+def averages_gradients(error: duckdb.Error) -> bool:
+    """Whether DuckDB refused an avg or sum over gradients, which a plan turns into something it can do."""
+    return isinstance(error, duckdb.BinderException) and f"({GRADIENT}" in str(error)
+
+
+def _call(cursor: Any, text: str, parameters: Parameters, frame: FrameType) -> Any:
+    local = {
+        **frame.f_locals,
+        "__metaql_cursor__": cursor,
+        "__metaql_text__": text,
+        "__metaql_parameters__": parameters,
+    }
+    return eval(_CALL, frame.f_globals, local)

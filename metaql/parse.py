@@ -1,0 +1,59 @@
+"""From SQL text to a syntax tree, and whether there is any point in looking at one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+# A text with none of these words goes to DuckDB untouched. One that averages gradients under another name, taken
+# from a view for instance, is noticed by DuckDB's binder, and then planned after all (see execute.py).
+_WORDS = re.compile(r"\b(gradients?|inner_product|cosine_similarity|norm|layers|restore)\b", re.IGNORECASE)
+_EXPLAIN = re.compile(r"\s*explain(\s+analyze)?(\s*\([^()]*\))?\s", re.IGNORECASE)
+_QUERY = re.compile(r"[\s(]*(select|with|from|values|table|describe|summarize|show|explain|pivot)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A parsed statement; ``prefix`` is its EXPLAIN, which sqlglot would not look behind."""
+
+    prefix: str
+    tree: exp.Expr
+
+
+def mentions_gradients(text: str) -> bool:
+    """Whether the text may hold a gradient expression; takes microseconds."""
+    return _WORDS.search(text) is not None
+
+
+def is_query(text: str) -> bool:
+    """Whether the text is one statement that reads and changes nothing, as far as its first word tells."""
+    return _QUERY.match(text) is not None and ";" not in text.rstrip().rstrip(";")
+
+
+def parse(text: str) -> Statement | None:
+    """The one statement in the text; None for several, and for what sqlglot can't parse."""
+    explain = _EXPLAIN.match(text)
+    prefix = explain.group() if explain else ""
+    try:
+        trees = sqlglot.parse(text[len(prefix) :], dialect="duckdb")
+    except SqlglotError:
+        return None
+    if len(trees) != 1 or not isinstance(trees[0], exp.Expr) or isinstance(trees[0], exp.Command):
+        return None
+    return Statement(prefix, trees[0])
+
+
+def number_parameters(tree: exp.Expr) -> None:
+    """Turns ``?`` into ``$1``, ``$2``, …, so that a rewrite may move and repeat them."""
+    for number, place in enumerate((node for node in tree.find_all(exp.Placeholder) if not node.this), start=1):
+        place.set("this", str(number))
+
+
+def to_sql(tree: exp.Expr, **options: Any) -> str:
+    """DuckDB's SQL for a tree; function names keep their case."""
+    return tree.sql(dialect="duckdb", **{"normalize_functions": False, **options})

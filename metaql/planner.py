@@ -1,0 +1,53 @@
+"""Plans a text: every SELECT in it, the innermost first, through bind, rules and compile."""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from metaql.bind import bind
+from metaql.catalogue import Catalogue
+from metaql.compile import compile_block, compile_gradient_aggregates
+from metaql.optimizer import RULES, Rule, optimize
+from metaql.parse import number_parameters, parse, to_sql
+
+
+def plan(text: str, catalogue: Catalogue, rules: tuple[Rule, ...] = RULES) -> str:
+    """The text that DuckDB should run. Without anything to rewrite it is the same text, letter by letter."""
+    statement = parse(text)
+    if statement is None:
+        return text
+    tree = statement.tree
+    if any(with_.args.get("recursive") for with_ in tree.find_all(exp.With)):
+        return text
+    number_parameters(tree)
+    changed = [_plan_select(select, catalogue, rules) for select in _innermost_first(tree)]
+    return statement.prefix + to_sql(tree) if any(changed) else text
+
+
+def _plan_select(select: exp.Select, catalogue: Catalogue, rules: tuple[Rule, ...]) -> bool:
+    moved = False
+    bound = bind(select, catalogue)
+    if bound is not None:
+        block = optimize(bound.block, rules)
+        if block is not bound.block:
+            compile_block(select, bound, block)
+            moved = True
+    return compile_gradient_aggregates(select, catalogue) or moved
+
+
+def _innermost_first(tree: exp.Expr) -> list[exp.Select]:
+    """Every SELECT after those inside it, and after the CTEs before it: they are bound as they were compiled."""
+    found: list[exp.Select] = []
+
+    def visit(node: exp.Expr) -> None:
+        with_ = node.args.get("with_")
+        for child in [with_] if with_ is not None else []:
+            visit(child)
+        for child in node.iter_expressions():
+            if child is not with_:
+                visit(child)
+        if isinstance(node, exp.Select):
+            found.append(node)
+
+    visit(tree)
+    return found

@@ -1,0 +1,153 @@
+"""The relations that SQL sees, in an attached in-memory database of their own.
+
+The user's database, which may be a file, never holds anything of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+
+from metaql.errors import QueryError
+from metaql.storage import tables
+from metaql.storage.store import Store
+from metaql.udfs.references import GRADIENT
+
+ROW = "metaql_row"
+RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs")
+
+
+def create_relations(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> list[str]:
+    """Attaches a database of that name with the store's relations, and a view for each of its splits.
+
+    Returns what the user should be warned of. QueryError when the name is taken.
+    """
+    _attach(connection, database)
+    try:
+        return _create(connection, store, quoted(database))
+    except BaseException:
+        connection.execute(f"DETACH {quoted(database)}")
+        raise
+
+
+def free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
+    """The name, with a number behind it if a database or a schema of that name is there already."""
+    taken = _taken(connection)
+    number, candidate = 1, name
+    while candidate.lower() in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def quoted(name: str) -> str:
+    """The name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, database: str) -> None:
+    if database.lower() in _taken(connection):
+        raise QueryError(
+            f"there is a database or schema {database!r} on this connection already: pass another schema= to"
+            " metaql.load"
+        )
+    connection.execute(f"ATTACH ':memory:' AS {quoted(database)}")
+
+
+def _taken(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    names = connection.execute(
+        "SELECT database_name FROM duckdb_databases() UNION SELECT schema_name FROM duckdb_schemas()"
+    ).fetchall()
+    return {name.lower() for (name,) in names}
+
+
+def _create(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> list[str]:
+    """Tables keep the rows' numbers; views make gradients of them, whose other parts are constants."""
+    connection.execute(f"CREATE SCHEMA {database}.stored")
+    for name in ("samples", "checkpoints", "steps", "layers"):
+        _table(connection, f"{database}.main.{name}", getattr(tables, name)(store))
+    _table(connection, f"{database}.stored.outputs", tables.outputs(store))
+    for name, values in (("gradients", _gradient(store, "row")), ("outputs", "loss, prediction, confidence")):
+        connection.execute(
+            f"CREATE VIEW {database}.main.{name} AS SELECT sample_id, split, checkpoint, step, {values}"
+            f" FROM {database}.stored.outputs"
+        )
+    newest = _newest_checkpoints(store)
+    named = {split: checkpoint for split, checkpoint in newest.items() if split.lower() not in RELATIONS}
+    for split, checkpoint in named.items():
+        _create_split(connection, store, database, split, checkpoint)
+    return [_unnamed(split) for split in newest if split not in named] + _differences(newest)
+
+
+def _table(connection: duckdb.DuckDBPyConnection, name: str, table: Any) -> None:
+    with _registered(connection, table) as source:
+        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}")
+
+
+@contextmanager
+def _registered(connection: duckdb.DuckDBPyConnection, table: Any) -> Iterator[str]:
+    name = "metaql_incoming"
+    connection.register(name, table)
+    try:
+        yield name
+    finally:
+        connection.unregister(name)
+
+
+def _gradient(store: Store, column: str) -> str:
+    return f"struct_pack(store := {store.id}::BIGINT, \"row\" := {quoted(column)}, layers := '') AS gradient"
+
+
+def _newest_checkpoints(store: Store) -> dict[str, int | None]:
+    """Each split's newest checkpoint; None for one that was recorded along a trajectory only."""
+    newest: dict[str, int | None] = {}
+    for collection in store.manifest.collections:
+        before = newest.setdefault(collection.split, None)
+        if collection.checkpoint is not None:
+            newest[collection.split] = max(before or 0, collection.checkpoint)
+    return newest
+
+
+def _create_split(
+    connection: duckdb.DuckDBPyConnection, store: Store, database: str, split: str, checkpoint: int | None
+) -> None:
+    """A table in the order of the rows, which lie one after another in the store, and the view on it.
+
+    Along a trajectory a sample has a gradient for each step, and none that would be *the* one: NULL.
+    """
+    name, text = quoted(split), "'" + split.replace("'", "''") + "'"
+    if checkpoint is None:
+        rows = f"(SELECT sample_id, NULL::BIGINT AS {ROW}, NULL::DOUBLE AS loss, NULL::BIGINT AS prediction,"
+        rows += f" NULL::FLOAT AS confidence FROM {database}.main.samples WHERE split = {text})"
+    else:
+        rows = f'(SELECT sample_id, "row" AS {ROW}, loss, prediction, confidence FROM {database}.stored.outputs'
+        rows += f" WHERE split = {text} AND checkpoint = {checkpoint})"
+    connection.execute(
+        f"CREATE TABLE {database}.stored.{name} AS SELECT s.*, o.* EXCLUDE (sample_id) FROM {rows} o"
+        f" JOIN {database}.main.samples s ON s.sample_id = o.sample_id AND s.split = {text} ORDER BY o.{ROW}"
+    )
+    gradient = f"NULL::{GRADIENT} AS gradient" if checkpoint is None else _gradient(store, ROW)
+    connection.execute(
+        f"CREATE VIEW {database}.main.{name} AS SELECT * EXCLUDE ({ROW}), {gradient} FROM {database}.stored.{name}"
+    )
+
+
+def _unnamed(split: str) -> str:
+    return (
+        f"the split '{split}' has the name of a relation, so there is no view of that name for it: use gradients,"
+        f" outputs and samples with split = '{split}'"
+    )
+
+
+def _differences(newest: dict[str, int | None]) -> list[str]:
+    collected = {split: checkpoint for split, checkpoint in newest.items() if checkpoint is not None}
+    if len(set(collected.values())) < 2:
+        return []
+    said = ", ".join(f"{split} at {checkpoint}" for split, checkpoint in collected.items())
+    return [
+        f"the splits were last collected at different checkpoints ({said}), and so are the views of their names:"
+        " scores between them mix weights. Use gradients with one checkpoint, or collect what is missing"
+    ]

@@ -1,0 +1,1 @@
+"""The rewrites, one a file; their order stands in ``metaql.optimizer``."""

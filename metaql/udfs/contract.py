@@ -1,0 +1,108 @@
+"""Inner products of factored gradients with laid-out ones, by contraction.
+
+    ⟨g, G⟩ = Σ_s b_sᵀ G a_s + b_s·G_bias
+
+Letters: n samples, p all their positions, g groups, i one group's input width, o one group's output width,
+v rows of an embedding's table.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metaql.storage.blocks import Factored, sum_by_sample
+from metaql.storage.schema import Layer
+from metaql.udfs.slices import by_group, cut, padded, positions, row_dots, steps
+
+
+def contract(layer: Layer, block: Factored, gradient: Tensor, weight: bool, bias: bool) -> Tensor:
+    """Each sample's inner product with one laid-out gradient [layer.width]: [n]."""
+    i, o = widths(layer)
+    wider = o if layer.kind == "embedding" else max(layer.groups * i, o)
+    parts = [
+        sum_by_sample(piece, _by_position(layer, piece, gradient, weight, bias))
+        for piece in (cut(block, part) for part in steps(block.samples, positions(block) * wider))
+    ]
+    return torch.cat(parts) if parts else block.prefix.new_zeros(0)
+
+
+def _by_position(layer: Layer, block: Factored, gradient: Tensor, weight: bool, bias: bool) -> Tensor:
+    """b_sᵀ G a_s + b_s·G_bias for each position: [p]."""
+    size = layer.parameters[0].width
+    if not weight:
+        return block.prefix @ gradient[size:]
+    matrix = gradient[:size]
+    if layer.kind == "embedding":
+        return row_dots(block.prefix, matrix.reshape(widths(layer))[block.suffix])
+    products = _grouped(layer, block, matrix) if layer.groups > 1 else _single(layer, block, matrix)
+    return products.add_(block.prefix @ gradient[size:]) if bias else products
+
+
+def _single(layer: Layer, block: Factored, matrix: Tensor) -> Tensor:
+    """The product runs over the narrower side: the thin result of the other way is slower to make."""
+    i, o = widths(layer)
+    matrix = matrix.reshape(o, i)
+    if matrix.shape[0] <= matrix.shape[1]:
+        return row_dots(block.prefix @ matrix, block.suffix)
+    return row_dots(block.suffix @ matrix.T, block.prefix)
+
+
+def _grouped(layer: Layer, block: Factored, matrix: Tensor) -> Tensor:
+    prefix, suffix = by_group(block.prefix, layer.groups), by_group(block.suffix, layer.groups)
+    matrix = matrix.reshape(layer.groups, prefix.shape[2], suffix.shape[2])
+    products: Tensor = (torch.einsum("pgo,goi->pgi", prefix, matrix) * suffix).sum((1, 2))
+    return products
+
+
+def contract_pairs(layer: Layer, block: Factored, gradients: Tensor, weight: bool, bias: bool) -> Tensor:
+    """Each sample's inner product with the laid-out gradient beside it, [n, layer.width]: [n]."""
+    block, size = padded(block), layer.parameters[0].width
+    each = block.prefix.shape[0] // max(block.samples, 1)
+    prefix = block.prefix.reshape(block.samples, each, block.prefix.shape[1])
+    result = block.prefix.new_zeros(block.samples)
+    if bias:
+        result += row_dots(prefix.sum(1), gradients[:, size:])
+    if weight:
+        result += _weights_of_pairs(layer, block, prefix, gradients[:, :size])
+    return result
+
+
+def _weights_of_pairs(layer: Layer, block: Factored, prefix: Tensor, matrices: Tensor) -> Tensor:
+    i, o = widths(layer)
+    n, s, g = block.samples, prefix.shape[1], layer.groups
+    if layer.kind == "embedding":
+        samples = torch.arange(n, device=prefix.device).unsqueeze(1)
+        rows = matrices.reshape(n, i, o)[samples, block.suffix.reshape(n, s)]
+        return (rows * prefix).sum((1, 2))
+    suffix = block.suffix.reshape(n, s, g, i)
+    projected = torch.einsum("nsgo,ngoi->nsgi", prefix.reshape(n, s, g, o // g), matrices.reshape(n, g, o // g, i))
+    result: Tensor = (projected * suffix).sum((1, 2, 3))
+    return result
+
+
+def weighted_sum(layer: Layer, block: Factored, weights: Tensor) -> Tensor:
+    """Σ_n weights_n g_n laid out, in one product over all positions: [layer.width]."""
+    each = weights.repeat_interleave(
+        block.prefix.shape[0] // max(block.samples, 1) if block.offsets is None else block.offsets.diff()
+    )
+    prefix = block.prefix * each.unsqueeze(1)
+    total = _weight_sum(layer, block.suffix, prefix).flatten()
+    return torch.cat([total, prefix.sum(0)]) if layer.has_bias else total
+
+
+def _weight_sum(layer: Layer, suffix: Tensor, prefix: Tensor) -> Tensor:
+    if layer.kind == "embedding":
+        return prefix.new_zeros(widths(layer)).index_add_(0, suffix, prefix)
+    if layer.groups == 1:
+        return prefix.T @ suffix
+    prefix, suffix = by_group(prefix, layer.groups), by_group(suffix, layer.groups)
+    total: Tensor = torch.einsum("pgo,pgi->goi", prefix, suffix)
+    return total
+
+
+def widths(layer: Layer) -> tuple[int, int]:
+    """(input width of a group, output width) of a layer that has factors."""
+    assert layer.input_width is not None
+    assert layer.output_width is not None
+    return layer.input_width, layer.output_width

@@ -1,0 +1,184 @@
+"""What a session's vectors are made of: weighted sums of references, and single samples run through the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaql.storage.blocks import Block, Factored, Full
+from metaql.storage.schema import FACTORED, Layer
+from metaql.udfs.contract import weighted_sum
+from metaql.udfs.patterns import Space, Term
+from metaql.udfs.references import Floats, Ints, References
+from metaql.udfs.slices import columns, steps
+
+if TYPE_CHECKING:
+    from metaql.udfs.session import Session
+    from metaql.udfs.sources import Source
+
+# Rows are gathered in blocks of about this size, which bounds the memory that a sum over many rows takes.
+BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Weighted rows of one store under one layer pattern; the rows are sorted and distinct."""
+
+    store: int
+    pattern: str
+    rows: Ints
+    weights: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """Σ weight·reference, over the space of the first part."""
+
+    parts: tuple[Part, ...]
+    space: Space
+
+    @cached_property
+    def key(self) -> bytes:
+        """A digest: equal sums have equal keys, in whatever order the references came."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in self.parts:
+            digest.update(f"{part.store} {len(part.rows)} {part.pattern}\n".encode())
+            digest.update(part.rows.tobytes())
+            digest.update(part.weights.tobytes())
+        return digest.digest()
+
+    def compute(self, session: Session, layers: tuple[Layer, ...]) -> dict[str, Block]:
+        """The sum in these layers: laid out, or as its parts' factors where those are smaller."""
+        return {layer.name: self._compute(session, layer) for layer in layers}
+
+    def _compute(self, session: Session, layer: Layer) -> Block:
+        pieces = [piece for part in self.parts for piece in _pieces(session, part, layer, self.space)]
+        if pieces and all(piece.factors_only for piece in pieces):
+            size = sum(piece.positions for piece in pieces) * ((layer.input_width or 0) + (layer.output_width or 0))
+            if layer.kind != "embedding" and size < layer.width:
+                return _join_factors(pieces)
+        return Full(_lay_out(pieces, layer).unsqueeze(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """The gradient of a sample that is in no store, from the model."""
+
+    model: str
+    input: bytes
+    target: int
+    space: Space
+
+    @cached_property
+    def key(self) -> bytes:
+        """A digest of the input and the target."""
+        digest = hashlib.blake2b(f"{self.model} {self.target}\n".encode(), digest_size=16)
+        digest.update(self.input)
+        return digest.digest()
+
+    def compute(self, session: Session, layers: tuple[Layer, ...]) -> dict[str, Block]:
+        """Every layer, since one backward pass yields them all."""
+        return session.model(self.model).gradient(self.input, self.target)
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """What one source gives to a layer of the sum."""
+
+    source: Source
+    term: Term
+    rows: Ints
+    weights: Floats
+
+    @property
+    def factors_only(self) -> bool:
+        """Whether the rows' factors, side by side, are the sum's factors."""
+        layer = self.term.left
+        return layer is self.term.right and self.whole and layer.layout == FACTORED and layer.positions is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has all parameters of the layer."""
+        return len(self.term.places) == len(self.term.right.parameters)
+
+    @property
+    def positions(self) -> int:
+        """How many positions its rows have together."""
+        return len(self.rows) * (self.term.left.positions or 0)
+
+    def blocks(self) -> Iterator[tuple[Block, Tensor]]:
+        """The rows with their weights, some at a time."""
+        size = self.source.row_bytes(self.term.left)
+        for part in steps(len(self.rows), size / 4, BLOCK_BYTES):
+            block = self.source.read(self.term.left, self.rows[part])
+            like = block.prefix if isinstance(block, Factored) else block.gradient
+            yield block, torch.from_numpy(self.weights[part]).to(like.device, like.dtype)
+
+
+def combine(session: Session, references: References, weights: Floats) -> Combination:
+    """Σ weight·reference. Equal references are merged, so that the result depends on no order."""
+    parts = []
+    for store, pattern, places in references.groups():
+        rows, inverse = np.unique(references.row[places], return_inverse=True)
+        sums = np.bincount(inverse.ravel(), weights[places], len(rows)).astype(np.float64)
+        parts.append(Part(store, pattern, rows, sums))
+    parts.sort(key=lambda part: (part.store, part.pattern))
+    source, _ = next(session.resolve(parts[0].store, parts[0].rows))
+    for part in parts:
+        # Asked for now, so that what can't be added up is an error of the query that tries.
+        for other, _ in session.resolve(part.store, part.rows):
+            other.space.shared(part.pattern, source.space, "")
+    return Combination(tuple(parts), source.space)
+
+
+def _pieces(session: Session, part: Part, layer: Layer, space: Space) -> Iterator[_Piece]:
+    for source, places in session.resolve(part.store, part.rows):
+        for term in source.space.shared(part.pattern, space, ""):
+            if term.right.name == layer.name:
+                yield _Piece(source, term, part.rows[places], part.weights[places])
+
+
+def _join_factors(pieces: list[_Piece]) -> Factored:
+    """All positions as those of one sample, the weights multiplied into the prefixes."""
+    suffixes, prefixes = [], []
+    for piece in pieces:
+        for block, weights in piece.blocks():
+            assert isinstance(block, Factored)
+            each = len(block.prefix) // max(block.samples, 1)
+            lengths = block.offsets.diff() if block.offsets is not None else torch.full_like(weights, each).long()
+            suffixes.append(block.suffix)
+            prefixes.append(block.prefix * weights.repeat_interleave(lengths).unsqueeze(1))
+    return Factored(torch.cat(suffixes), torch.cat(prefixes), 1)
+
+
+def _lay_out(pieces: list[_Piece], layer: Layer) -> Tensor:
+    total: Tensor | None = None
+    for piece in pieces:
+        for block, weights in piece.blocks():
+            value = _sum(piece.term.left, block, weights)
+            if not (piece.whole and piece.term.left.parameters == layer.parameters):
+                value = _place(piece.term, value)
+            total = value if total is None else total + value
+    # A layer that no part selects is zero there, which is a vector like any other.
+    return torch.zeros(layer.width) if total is None else total
+
+
+def _sum(layer: Layer, block: Block, weights: Tensor) -> Tensor:
+    if isinstance(block, Full):
+        return weights @ block.gradient
+    return weighted_sum(layer, block, weights)
+
+
+def _place(term: Term, value: Tensor) -> Tensor:
+    """A sum over the left layer, in the columns of the right one; zero where nothing is selected."""
+    parts = [value.new_zeros(parameter.width) for parameter in term.right.parameters]
+    for place, other in term.places:
+        parts[other] = columns(term.left, (place,), value.unsqueeze(0))[0]
+    return torch.cat(parts)

@@ -1,0 +1,63 @@
+"""What every SQL function is made of, and how NULLs and torch's threads are kept out of its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from metaql.udfs import references
+from metaql.udfs.references import Bools, Floats, References
+
+
+@dataclass(frozen=True)
+class Function:
+    """A scalar SQL function: its name, DuckDB types, and what computes a column from its arguments' columns."""
+
+    name: str
+    parameters: tuple[str, ...]
+    returns: str
+    evaluate: Callable[..., pa.Array]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch keeps to the calling thread: DuckDB calls functions from all its threads at once."""
+    before = torch.get_num_threads()
+    if before != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before != 1:
+            torch.set_num_threads(before)
+
+
+def both(left: Any, right: Any) -> tuple[References, References, Bools | None]:
+    """Two GRADIENT columns where neither is NULL, and that mask."""
+    left, right = references.array(left), references.array(right)
+    mask = conjunction(references.valid(left), references.valid(right))
+    return references.read(left, mask), references.read(right, mask), mask
+
+
+def one(values: Any) -> tuple[References, Bools | None]:
+    """A GRADIENT column where it is not NULL, and that mask."""
+    values = references.array(values)
+    mask = references.valid(values)
+    return references.read(values, mask), mask
+
+
+def conjunction(left: Bools | None, right: Bools | None) -> Bools | None:
+    """Both masks; None stands for true everywhere."""
+    if left is None:
+        return right
+    return left if right is None else left & right
+
+
+def scores(values: Floats, mask: Bools | None) -> pa.Array:
+    """A DOUBLE column, NULL where the mask is false."""
+    return references.scatter(values, mask)

@@ -1,0 +1,96 @@
+"""Puts the functions into a DuckDB instance, once, however many stores are loaded into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from duckdb.func import FunctionNullHandling, PythonUDFType
+
+from metaql.errors import QueryError
+from metaql.udfs import references
+from metaql.udfs.aggregates import mean, total
+from metaql.udfs.cosine_similarity import cosine_similarity
+from metaql.udfs.function import Function
+from metaql.udfs.gradient import gradient
+from metaql.udfs.inner_product import inner_product
+from metaql.udfs.layers import layers
+from metaql.udfs.norm import norm
+from metaql.udfs.restore import restore
+from metaql.udfs.session import Session, find
+
+FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
+    inner_product,
+    cosine_similarity,
+    norm,
+    layers,
+    restore,
+    gradient,
+    mean,
+    total,
+)
+# Tells a second load which session the instance's functions belong to.
+_SESSION = "metaql_session"
+
+
+def session_of(connection: duckdb.DuckDBPyConnection) -> Session:
+    """The session of a connection's instance; made, with its functions, when the instance has none."""
+    try:
+        row = connection.cursor().execute(f"SELECT {_SESSION}(0)").fetchone()
+    except duckdb.CatalogException:
+        row = None
+    if row is not None:
+        session = find(row[0])
+        assert session is not None
+        return session
+    session = Session()
+    for make in FUNCTIONS:
+        if make is not restore:
+            _register(connection, make(session))
+    _register(connection, _identity(session))
+    return session
+
+
+def register_restore(connection: duckdb.DuckDBPyConnection, session: Session) -> None:
+    """``restore`` in the type that the loaded stores call for; again when that has changed."""
+    function = restore(session)
+    if session.restored_as == function.returns:
+        return
+    if session.restored_as is not None:
+        _remove(connection, function.name)
+    _register(connection, function)
+    session.restored_as = function.returns
+
+
+def _remove(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    try:
+        connection.remove_function(name)
+    except duckdb.InvalidInputException:
+        # DuckDB lets only the connection that registered a function remove it.
+        raise QueryError(
+            "this store is float64 and restore(…) was registered for float32 by another cursor of this database:"
+            " load the float64 store first, or on the same connection object"
+        ) from None
+
+
+def _identity(session: Session) -> Function:
+    identity = session.id
+
+    def evaluate(values: Any) -> pa.Array:
+        return pa.array(np.full(len(references.array(values)), identity, dtype=np.int64))
+
+    return Function(_SESSION, ("BIGINT",), "BIGINT", evaluate)
+
+
+def _register(connection: duckdb.DuckDBPyConnection, function: Function) -> None:
+    connection.create_function(
+        function.name,
+        function.evaluate,
+        list(function.parameters),
+        function.returns,
+        type=PythonUDFType.ARROW,
+        null_handling=FunctionNullHandling.SPECIAL,
+    )

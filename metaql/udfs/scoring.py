@@ -1,0 +1,149 @@
+"""Inner products of references: finds the rows, and picks how many to multiply with how many.
+
+A chunk of pairs is scored as a matrix wherever few distinct references stand on one side (a cross join hands
+over one query sample with thousands of training samples), and pair by pair otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from metaql.storage.blocks import Block
+from metaql.storage.schema import Layer
+from metaql.udfs.kernels import matrix, pairs
+from metaql.udfs.patterns import Term
+from metaql.udfs.references import Floats, Ints, References, constant
+from metaql.udfs.session import Session
+from metaql.udfs.slices import steps
+from metaql.udfs.sources import Source
+
+# Gathered copies of a block of rows stay below this, on each side.
+BLOCK_BYTES = 64 << 20
+# A matrix may hold this many times the pairs asked for: a product of matrices is so much faster than single ones.
+MATRIX_WASTE = 4
+# From so many pairs for each distinct reference on, one matrix row at a time beats gathering both sides.
+REPEATS = 8
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one source."""
+
+    source: Source
+    numbers: Ints
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, layer: Layer, part: slice = slice(None)) -> Block:
+        """Their block."""
+        return self.source.read(layer, self.numbers[part])
+
+    def blocks(self, layer: Layer) -> Iterator[slice]:
+        """Slices of the rows whose blocks have a bounded size."""
+        return steps(len(self), self.source.row_bytes(layer) / 4, BLOCK_BYTES)
+
+
+def inner_products(session: Session, left: References, right: References) -> Floats:
+    """⟨left, right⟩ for each place: float64 [n], computed in the stores' own precision layer by layer."""
+    result = np.zeros(len(left))
+    for store, pattern, places in left.groups():
+        for other, other_pattern, inner in right.at(places).groups():
+            both = np.arange(len(left))[places][inner]
+            group = left.row[both], right.row[both]
+            result[both] = _products(session, (store, pattern, group[0]), (other, other_pattern, group[1]))
+    return result
+
+
+def squared_norms(session: Session, references: References) -> Floats:
+    """⟨g, g⟩ for each place: float64 [n]."""
+    result = np.zeros(len(references))
+    for store, pattern, places in references.groups():
+        distinct, inverse = np.unique(references.row[places], return_inverse=True)
+        values = np.zeros(len(distinct))
+        for source, found in session.resolve(store, distinct):
+            rows = Rows(source, distinct[found])
+            values[found] = _self_products(rows, source.space.shared(pattern, source.space, pattern))
+        result[places] = values[inverse.ravel()]
+    return result
+
+
+def _products(session: Session, left: tuple[int, str, Ints], right: tuple[int, str, Ints]) -> Floats:
+    result = np.zeros(len(left[2]))
+    for source, places in session.resolve(left[0], left[2]):
+        others = right[2][places]
+        for other, inner in session.resolve(right[0], others):
+            both = np.arange(len(result))[places][inner]
+            terms = source.space.shared(left[1], other.space, right[1])
+            result[both] = _score(terms, Rows(source, left[2][both]), Rows(other, right[2][both]))
+    return result
+
+
+def _score(terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
+    """Pair by pair, through a matrix where that is cheaper."""
+    if len(left) == 0:
+        return np.zeros(0)
+    if constant(right.numbers):
+        column: Floats = _matrix(terms, left, Rows(right.source, right.numbers[:1]))[:, 0]
+        return column
+    if constant(left.numbers):
+        row: Floats = _matrix(terms, Rows(left.source, left.numbers[:1]), right)[0]
+        return row
+    rows, place = np.unique(left.numbers, return_inverse=True)
+    others, other_place = np.unique(right.numbers, return_inverse=True)
+    if len(rows) * len(others) <= MATRIX_WASTE * len(left):
+        scores: Floats = _matrix(terms, Rows(left.source, rows), Rows(right.source, others))[place, other_place]
+        return scores
+    if len(others) * REPEATS <= len(left):
+        return _column_by_column(terms, left, Rows(right.source, others), other_place)
+    if len(rows) * REPEATS <= len(left):
+        return _column_by_column(terms, right, Rows(left.source, rows), place, turned=True)
+    return _pairs(terms, left, right)
+
+
+def _column_by_column(terms: tuple[Term, ...], left: Rows, right: Rows, group: Ints, turned: bool = False) -> Floats:
+    """Each distinct right reference with those rows that stand beside it; ``turned`` when the sides are swapped."""
+    result = np.zeros(len(left))
+    order = np.argsort(group, kind="stable")
+    edges = np.searchsorted(group[order], np.arange(len(right) + 1))
+    for number in range(len(right)):
+        places = order[edges[number] : edges[number + 1]]
+        some, one = Rows(left.source, left.numbers[places]), Rows(right.source, right.numbers[number : number + 1])
+        result[places] = _matrix(terms, one, some)[0] if turned else _matrix(terms, some, one)[:, 0]
+    return result
+
+
+def _matrix(terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
+    result = np.zeros((len(left), len(right)))
+    for term in terms:
+        for across in right.blocks(term.right):
+            other = right.read(term.right, across)
+            for down in left.blocks(term.left):
+                result[down, across] += _numbers(matrix(term, left.read(term.left, down), other))
+    return result
+
+
+def _pairs(terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
+    result = np.zeros(len(left))
+    for term in terms:
+        size = max(left.source.row_bytes(term.left), right.source.row_bytes(term.right))
+        for part in steps(len(left), size / 4, BLOCK_BYTES):
+            result[part] += _numbers(pairs(term, left.read(term.left, part), right.read(term.right, part)))
+    return result
+
+
+def _self_products(rows: Rows, terms: tuple[Term, ...]) -> Floats:
+    result = np.zeros(len(rows))
+    for term in terms:
+        for part in rows.blocks(term.left):
+            block = rows.read(term.left, part)
+            result[part] += _numbers(pairs(term, block, block))
+    return result
+
+
+def _numbers(scores: torch.Tensor) -> Floats:
+    return scores.cpu().numpy().astype(np.float64)

@@ -1,0 +1,110 @@
+"""Blocks cut, padded and moved, without touching what they mean.
+
+Every block in ``udfs`` is unfolded: its suffix has one row a position, whatever the store keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from metaql.storage.blocks import Block, Factored, Full, owners
+from metaql.storage.schema import Layer
+
+# Intermediate results of a kernel are kept near the processor's caches; larger ones were slower throughout.
+BUDGET = 4 << 20
+
+
+def steps(count: int, elements: float, budget: int = BUDGET) -> Iterator[slice]:
+    """Slices of ``count`` rows that need at most ``budget`` bytes each, at so many 4-byte elements a row."""
+    size = max(1, int(budget // max(4 * elements, 1)))
+    for begin in range(0, count, size):
+        yield slice(begin, min(begin + size, count))
+
+
+def cut(block: Factored, part: slice) -> Factored:
+    """The samples of one slice, as views."""
+    samples = part.stop - part.start
+    if block.offsets is None:
+        each = block.prefix.shape[0] // max(block.samples, 1)
+        begin, end = part.start * each, part.stop * each
+        return Factored(block.suffix[begin:end], block.prefix[begin:end], samples)
+    offsets = block.offsets[part.start : part.stop + 1]
+    begin, end = int(offsets[0]), int(offsets[-1])
+    return Factored(block.suffix[begin:end], block.prefix[begin:end], samples, offsets - begin)
+
+
+def take(block: Block, samples: Tensor) -> Block:
+    """The samples at these places, in this order, repeated as often as they are named."""
+    if isinstance(block, Full):
+        return Full(block.gradient[samples])
+    if block.offsets is None:
+        each = block.prefix.shape[0] // max(block.samples, 1)
+        suffix = block.suffix.reshape(block.samples, each, *block.suffix.shape[1:])[samples]
+        prefix = block.prefix.reshape(block.samples, each, *block.prefix.shape[1:])[samples]
+        return Factored(suffix.flatten(0, 1), prefix.flatten(0, 1), len(samples))
+    lengths = block.offsets.diff()[samples]
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    total = int(offsets[-1])
+    begins = (block.offsets[:-1][samples] - offsets[:-1]).repeat_interleave(lengths)
+    positions = torch.arange(total, device=block.prefix.device) + begins
+    return Factored(block.suffix[positions], block.prefix[positions], len(samples), offsets)
+
+
+def row_dots(left: Tensor, right: Tensor) -> Tensor:
+    """Each row with the row beside it: [n, i], [n, i] => [n], without an [n, i] in between."""
+    dots: Tensor = torch.linalg.vecdot(left, right)
+    return dots
+
+
+def by_group(values: Tensor, groups: int) -> Tensor:
+    """[p, g·i] => [p, g, i]."""
+    return values.reshape(values.shape[0], groups, values.shape[1] // groups)
+
+
+def positions(block: Factored) -> float:
+    """The average number of positions of a sample."""
+    return block.prefix.shape[0] / max(block.samples, 1)
+
+
+def longest(block: Factored) -> int:
+    """The largest number of positions of a sample."""
+    if block.offsets is None:
+        return block.prefix.shape[0] // max(block.samples, 1)
+    return int(block.offsets.diff().max()) if block.samples else 0
+
+
+def padded(block: Factored) -> Factored:
+    """All samples as long as the longest, filled up with zero prefixes, which add nothing."""
+    if block.offsets is None:
+        return block
+    length, owner = longest(block), owners(block)
+    place = torch.arange(len(owner), device=owner.device) - block.offsets[owner] + owner * length
+    suffix = block.suffix.new_zeros(block.samples * length, *block.suffix.shape[1:])
+    prefix = block.prefix.new_zeros(block.samples * length, *block.prefix.shape[1:])
+    suffix[place], prefix[place] = block.suffix, block.prefix
+    return Factored(suffix, prefix, block.samples)
+
+
+def move(block: Block, device: torch.device, dtype: torch.dtype | None = None) -> Block:
+    """The block on a device and in a dtype; row numbers of an embedding stay integers."""
+    if isinstance(block, Full):
+        return Full(block.gradient.to(device, dtype))
+    whole = not block.suffix.is_floating_point()
+    suffix = block.suffix.to(device, None if whole else dtype)
+    offsets = None if block.offsets is None else block.offsets.to(device)
+    return replace(block, suffix=suffix, prefix=block.prefix.to(device, dtype), offsets=offsets)
+
+
+def columns(layer: Layer, places: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """Of laid-out gradients [n, layer.width], the columns of some parameters, in the order of ``places``."""
+    if places == tuple(range(len(layer.parameters))):
+        return gradient
+    begins = [0]
+    for parameter in layer.parameters:
+        begins.append(begins[-1] + parameter.width)
+    parts = [gradient[:, begins[place] : begins[place + 1]] for place in places]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -1,0 +1,134 @@
+"""Vectors that live in this process only: averages, sums, and gradients that a model computed just now.
+
+A vector is known by its definition, which is small (the references it combines, or an input and a target) and
+kept as long as the connection. What it holds is computed one layer at a time when first asked for, kept in a
+cache bounded in bytes, and computed again when the cache has dropped it; so a query that looks at a result
+twice may do so at any time.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from metaql.errors import ReferenceError
+from metaql.storage.blocks import Block, Factored, Full, lay_out
+from metaql.storage.cache import Cache
+from metaql.storage.schema import Layer
+from metaql.udfs.patterns import Space
+from metaql.udfs.references import Ints
+
+if TYPE_CHECKING:
+    from metaql.udfs.session import Session
+    from metaql.udfs.sources import Source
+
+CACHE_BYTES = 512 << 20
+
+
+class Definition(Protocol):
+    """How a vector is made. Equal definitions have equal keys, and are one vector."""
+
+    @property
+    def key(self) -> bytes:
+        """A digest of everything below."""
+
+    @property
+    def space(self) -> Space:
+        """What it is a vector over."""
+
+    def compute(self, session: Session, layers: tuple[Layer, ...]) -> dict[str, Block]:
+        """The vector in at least these layers, each as an unfolded block of one sample."""
+
+
+class Vectors:
+    """The definitions by number, and a cache of what they stand for."""
+
+    def __init__(self, session: Session, cache_bytes: int = CACHE_BYTES) -> None:
+        # The session owns this object; a plain reference back would keep both alive until a collection.
+        self._session = weakref.proxy(session)
+        self._cache: Cache[tuple[int, str], Block] = Cache(cache_bytes)
+        self._lock = threading.Lock()
+        self._definitions: list[Definition] = []
+        self._numbers: dict[bytes, int] = {}
+
+    def add(self, definition: Definition) -> int:
+        """The number of this vector; of an equal one that is already there the same."""
+        with self._lock:
+            number = self._numbers.setdefault(definition.key, len(self._definitions))
+            if number == len(self._definitions):
+                self._definitions.append(definition)
+            return number
+
+    def resolve(self, numbers: Ints) -> Iterator[tuple[Source, Any]]:
+        """(source, places) of these vectors, by the space that they are in; usually one."""
+        distinct = np.unique(numbers).tolist()
+        if distinct and not 0 <= distinct[0] <= distinct[-1] < len(self._definitions):
+            raise ReferenceError("a gradient reference names an average or sum that this connection never made")
+        spaces = {number: self._definitions[number].space for number in distinct}
+        if len({id(space) for space in spaces.values()}) == 1:
+            yield VectorSource(self, spaces[distinct[0]]), slice(None)
+            return
+        for space in {id(space): space for space in spaces.values()}.values():
+            members = [number for number in distinct if spaces[number] is space]
+            yield VectorSource(self, space), np.flatnonzero(np.isin(numbers, members))
+
+    def block(self, number: int, layer: Layer) -> Block:
+        """One vector in one layer."""
+        found = self._cache.get((number, layer.name))
+        if found is not None:
+            return found
+        computed = self._definitions[number].compute(self._session, (layer,))
+        for name, block in computed.items():
+            self._cache.put((number, name), block, size(block))
+        return computed[layer.name]
+
+
+class VectorSource:
+    """The vectors over one space, as blocks."""
+
+    def __init__(self, vectors: Vectors, space: Space) -> None:
+        self.space = space
+        self._vectors = vectors
+
+    def read(self, layer: Layer, row_numbers: Ints) -> Block:
+        return join(layer, [self._vectors.block(number, layer) for number in row_numbers.tolist()])
+
+    def row_bytes(self, layer: Layer) -> int:
+        return 4 * layer.width
+
+
+def size(block: Block) -> int:
+    """The bytes a block keeps alive."""
+    if isinstance(block, Full):
+        return block.gradient.nbytes
+    return block.suffix.nbytes + block.prefix.nbytes
+
+
+def join(layer: Layer, blocks: list[Block]) -> Block:
+    """Blocks one after another; laid out when only some of them are."""
+    if len(blocks) == 1:
+        return blocks[0]
+    factored = [block for block in blocks if isinstance(block, Factored)]
+    if not blocks or len(factored) < len(blocks):
+        rows = [lay_out(layer, block) for block in blocks]
+        return Full(torch.cat(rows) if rows else torch.zeros(0, layer.width))
+    lengths = torch.cat([lengths_of(block) for block in factored])
+    return Factored(
+        torch.cat([block.suffix for block in factored]),
+        torch.cat([block.prefix for block in factored]),
+        len(lengths),
+        torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+    )
+
+
+def lengths_of(block: Factored) -> torch.Tensor:
+    """The number of positions of each sample."""
+    if block.offsets is not None:
+        return block.offsets.diff()
+    each = block.prefix.shape[0] // max(block.samples, 1)
+    return torch.full((block.samples,), each, device=block.prefix.device)
