@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ class _ChecksumFile(io.RawIOBase):
     """A new file that sums what passes through it; ``cut`` ends a range."""
 
     def __init__(self, path: Path, header_bytes: int) -> None:
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 (closed by finish or release)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        # Closes it too when an interrupt kept its owner from being made.
+        self.release = weakref.finalize(self, os.close, self._descriptor)
         self._header_bytes = header_bytes
         self._begin = 0
         self._crc = 0
@@ -71,7 +74,7 @@ class _ChecksumFile(io.RawIOBase):
         self._crc = zlib.crc32(view, self._crc)
         written = 0
         while written < len(view):
-            written += self._file.write(view[written:])
+            written += os.write(self._descriptor, view[written:])
         self.offset += written
         if self.offset == self._header_bytes:
             self.header = self.cut(0)
@@ -83,11 +86,8 @@ class _ChecksumFile(io.RawIOBase):
         return part
 
     def finish(self) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def release(self) -> None:
-        self._file.close()
+        os.fsync(self._descriptor)
+        self.release()
 
 
 def write_table(path: Path, table: Any, rows_per_batch: int = 1 << 16) -> DataFile:

@@ -49,7 +49,8 @@ class Background:
             self._stopping = True
             self._jobs.clear()
             self._changed.notify_all()
-        if self._thread is not None:
+        # An interrupt may have come before the thread was alive; it then ends by itself.
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join()
 
     def _has_room(self, size: int) -> bool:

@@ -54,8 +54,9 @@ class InputWriter:
     def write(self, pieces: Sequence[Tensor]) -> None:
         """Appends the inputs, [n, *shape] each."""
         values = torch.cat([piece.reshape(-1) for piece in pieces])
-        data = pa.py_buffer(values.view(torch.uint8).numpy())
-        flat = pa.Array.from_buffers(self._item.type, len(values), [None, data])
+        flat = pa.Array.from_buffers(
+            self._item.type, len(values), [None, pa.py_buffer(values.view(torch.uint8).numpy())]
+        )
         column = pa.FixedSizeListArray.from_arrays(flat, type=self._schema.field(0).type)
         self._writer.write(pa.record_batch([column], schema=self._schema))
 

@@ -34,9 +34,14 @@ class WriterLock:
             raise
         _held.add(self)
 
+    @property
+    def held(self) -> bool:
+        """Whether it has not been released."""
+        return self._close.alive
+
     def release(self) -> None:
         """Lets others write; harmless when done before."""
-        if self._close.alive:
+        if self.held:
             os.ftruncate(self.descriptor, 0)
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
             self._close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import asdict
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 
 def encode(manifest: Manifest) -> bytes:
     """The bytes of the manifest's file. ValueError or TypeError for settings that JSON doesn't know."""
-    body = json.dumps(_plain(asdict(manifest)), separators=(",", ":"), allow_nan=False).encode()
+    body = json.dumps(manifest, default=_plain, separators=(",", ":"), allow_nan=False).encode()
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "bytes": len(body), "crc32": zlib.crc32(body)}
     return json.dumps(header).encode() + b"\n" + body + b"\n"
 
@@ -54,15 +54,13 @@ def decode(data: bytes, path: Path, cure: str) -> Manifest:
         raise CorruptStoreError(f"{path} lacks what a manifest has ({error!r}): {cure}.") from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(record: Any) -> Any:
     """Ranges, of which there are many, as bare lists; every other record as an object."""
-    if isinstance(value, dict):
-        if value.keys() == {"offset", "length", "crc", "rows"}:
-            return list(value.values())
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value
+    if isinstance(record, Range):
+        return [record.offset, record.length, record.crc, record.rows]
+    if is_dataclass(record):
+        return vars(record)
+    raise TypeError(f"{record!r} is of type {type(record).__name__}")
 
 
 def _manifest(body: dict[str, Any]) -> Manifest:

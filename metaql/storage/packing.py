@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metaql.errors import InternalError
+from metaql.storage.arrow_arrays import primitive
 from metaql.storage.blocks import Block, Factored, Full
 from metaql.storage.forms import (
     DIFFERING,
@@ -101,10 +102,10 @@ def _fixed_from(layer: Layer, suffix: Array, prefix: Array, positions: int) -> P
 
 def _differing(layer: Layer, kept: _Positions, before: int) -> Packed:
     schema = differing_schema(layer)
-    offsets = _primitive(kept.offsets, pa.int64())
+    offsets = primitive(kept.offsets, pa.int64())
     suffix = _as_index(layer, kept.suffix)
     value = schema.field("suffix").type.value_type
-    items = _primitive(suffix, value) if layer.kind == "embedding" else _fixed_array(suffix, value)
+    items = primitive(suffix, value) if layer.kind == "embedding" else _fixed_array(suffix, value)
     prefixes = _fixed_array(kept.prefix, schema.field("prefix").type.value_type)
     columns = [
         pa.LargeListArray.from_arrays(offsets, items, type=schema.field("suffix").type),
@@ -190,10 +191,5 @@ def _as_index(layer: Layer, suffix: Array) -> Array:
     return suffix.astype(index_type(layer).to_pandas_dtype(), copy=False)
 
 
-def _primitive(values: Array, kind: Any) -> Any:
-    """The values as an Arrow array, without a copy."""
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
-
-
 def _fixed_array(values: Array, kind: Any) -> Any:
-    return pa.FixedSizeListArray.from_arrays(_primitive(values, kind.value_type), type=kind)
+    return pa.FixedSizeListArray.from_arrays(primitive(values, kind.value_type), type=kind)

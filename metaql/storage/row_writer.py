@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metaql.storage.arrow_arrays import primitive
 from metaql.storage.arrow_writer import ArrowWriter
 from metaql.storage.manifest import DataFile
 
@@ -26,22 +27,22 @@ ROW_SCHEMA = pa.schema(
 def row_batch(ids: Any, step: int | None, loss: Any, prediction: Any, confidence: Any) -> Any:
     """The rows of one batch of samples; None stands for a column of NULLs. Anything numpy understands."""
     count = len(ids)
-    steps = pa.nulls(count, pa.int64()) if step is None else pa.array(np.full(count, step, dtype=np.int64))
+    steps = pa.nulls(count, pa.int64()) if step is None else primitive(np.full(count, step, dtype=np.int64), pa.int64())
     columns = [
-        _column(ids, np.int64, count),
+        _column(ids, np.int64, pa.int64(), count),
         steps,
-        _column(loss, np.float64, count),
-        _column(prediction, np.int64, count),
-        _column(confidence, np.float32, count),
+        _column(loss, np.float64, pa.float64(), count),
+        _column(prediction, np.int64, pa.int64(), count),
+        _column(confidence, np.float32, pa.float32(), count),
     ]
     return pa.record_batch(columns, schema=ROW_SCHEMA)
 
 
-def _column(values: Any, dtype: Any, count: int) -> Any:
+def _column(values: Any, dtype: Any, kind: Any, count: int) -> Any:
     if values is None:
-        return pa.nulls(count, pa.from_numpy_dtype(dtype))
+        return pa.nulls(count, kind)
     # A copy, for the caller may use its buffer again.
-    return pa.array(np.array(values, dtype=dtype))
+    return primitive(np.array(values, dtype=dtype).reshape(count), kind)
 
 
 class RowWriter:

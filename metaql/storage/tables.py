@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metaql.storage.arrow_arrays import primitive
 from metaql.storage.forms import FLOAT_BYTES, index_type, prefix_width, suffix_row_width
 from metaql.storage.manifest import Collection, Segment
 from metaql.storage.row_writer import ROW_SCHEMA
@@ -106,9 +107,9 @@ def _rows(store: Store, collection: Collection, schema: Any) -> Any:
     table = store.table(collection.row_file)
     first, count = collection.first_row, collection.rows
     # A split's name is stored once for a collection, not once for a row.
-    split = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), [collection.split])
+    split = pa.DictionaryArray.from_arrays(primitive(np.zeros(count, np.int8), pa.int8()), [collection.split])
     added = {
-        "row": pa.array(np.arange(first, first + count, dtype=np.int64)),
+        "row": primitive(np.arange(first, first + count, dtype=np.int64), pa.int64()),
         "split": split,
         "checkpoint": pa.repeat(pa.scalar(collection.checkpoint, pa.int64()), count),
     }
@@ -128,7 +129,7 @@ def _samples_of(store: Store, split: str) -> Any:
     ids = np.unique(np.concatenate(chunks))
     metadata = [store.table(one.metadata) for one in collections if one.metadata]
     names = dict.fromkeys(name for table in metadata for name in table.column_names if name != "sample_id")
-    columns = {"sample_id": pa.array(ids), "split": pa.repeat(split, len(ids))}
+    columns = {"sample_id": primitive(ids, pa.int64()), "split": pa.repeat(split, len(ids))}
     columns |= {name: _newest(ids, [table for table in metadata if name in table.column_names], name) for name in names}
     return pa.table(columns)
 

@@ -110,6 +110,7 @@ class Writer:
         try:
             while self._open:
                 self._open.pop().abort()
+            self._discard_remnants()
         finally:
             self._lock.release()
 
@@ -162,6 +163,12 @@ class Writer:
             remove(folder)
         except StoreError:
             return
+
+    def _discard_remnants(self) -> None:
+        """Removes what an interrupt at an unlucky moment kept a collection from removing itself."""
+        if self._lock.held and (self.path / RECORDING).is_dir():
+            for folder in (self.path / RECORDING).iterdir():
+                self._discard(folder)
 
     def _require_same(self, model: str, layers: tuple[Layer, ...]) -> None:
         if layers == self.manifest.layers:
