@@ -1,0 +1,129 @@
+"""The relations of a store as Arrow tables."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from metaql.storage import tables
+from metaql.storage.blocks import Full
+from metaql.storage.schema import FULL, Layer, Parameter
+from metaql.storage.store import Store
+from metaql.storage.writer import Writer
+
+LAYER = Layer("scale", "norm", (Parameter("scale.weight", (2,)),), FULL, "float32")
+
+
+def collect(writer, split, checkpoint, ids, metadata=None, **rest):
+    collection = writer.collection(split, checkpoint)
+    collection.append(np.array(ids), {"scale": Full(torch.zeros(len(ids), 2))}, np.arange(len(ids)) / 2, **rest)
+    collection.finish(None if metadata is None else pa.table(metadata))
+
+
+@pytest.fixture
+def writer(tmp_path):
+    with Writer.open(tmp_path) as writer:
+        writer.define("Net", (LAYER,), "float32")
+        yield writer
+
+
+def test_an_empty_store_has_empty_tables(tmp_path, writer):
+    store = Store.open(tmp_path)
+    for relation in (tables.samples, tables.checkpoints, tables.steps, tables.layers, tables.outputs, tables.gradients):
+        assert relation(store).num_rows == 0
+    assert tables.samples(store).column_names == ["sample_id", "split"]
+
+
+def test_gradients_and_outputs(tmp_path, writer):
+    number = writer.add_checkpoint({}, "", 10, {})
+    collect(writer, "train", number, [5, 3], prediction=np.array([1, 2]), confidence=np.array([0.5, 0.25]))
+    collect(writer, "validation", None, [7], step=99)
+    store = Store.open(tmp_path)
+    assert tables.gradients(store).to_pylist() == [
+        {"row": 0, "sample_id": 5, "split": "train", "checkpoint": 1, "step": None},
+        {"row": 1, "sample_id": 3, "split": "train", "checkpoint": 1, "step": None},
+        {"row": 2, "sample_id": 7, "split": "validation", "checkpoint": None, "step": 99},
+    ]
+    outputs = tables.outputs(store)
+    assert outputs.column("loss").to_pylist() == [0.0, 0.5, 0.0]
+    assert outputs.column("prediction").to_pylist() == [1, 2, None]
+    assert outputs.column("confidence").to_pylist() == [0.5, 0.25, None]
+
+
+def test_the_newest_value_of_a_column_wins_unless_it_is_missing(tmp_path, writer):
+    collect(writer, "train", None, [1, 2, 3], {"sample_id": [3, 1], "label": [30, 10], "note": ["c", "a"]})
+    collect(writer, "train", None, [2, 4], {"sample_id": [2, 1, 9], "label": [21, None, 90]})
+    collect(writer, "validation", None, [1], {"sample_id": [1], "label": [100]})
+    assert tables.samples(Store.open(tmp_path)).to_pylist() == [
+        {"sample_id": 1, "split": "train", "label": 10, "note": "a"},
+        {"sample_id": 2, "split": "train", "label": 21, "note": None},
+        {"sample_id": 3, "split": "train", "label": 30, "note": "c"},
+        {"sample_id": 4, "split": "train", "label": None, "note": None},
+        {"sample_id": 1, "split": "validation", "label": 100, "note": None},
+    ]
+
+
+def test_categories_come_back_as_their_values(tmp_path, writer):
+    colours = pa.chunked_array([pa.array(["red", "red"]).dictionary_encode(), pa.array(["blue"]).dictionary_encode()])
+    collect(writer, "train", None, [1, 2, 3], {"sample_id": [1, 2, 3], "colour": colours})
+    collect(writer, "train", None, [3], {"sample_id": [3], "colour": pa.array(["green"]).dictionary_encode()})
+    colours = tables.samples(Store.open(tmp_path)).column("colour")
+    assert colours.to_pylist() == ["red", "red", "green"]
+
+
+def test_checkpoints_have_a_column_for_each_setting(tmp_path, writer):
+    writer.add_checkpoint({}, "", 10, {"learning_rate": 0.1, "nesterov": True, "betas": (0.9, 0.99)})
+    writer.add_checkpoint({}, "", None, {"learning_rate": 1, "epoch": 2, "name": "warm"})
+    writer.add_checkpoint({}, "", 30, {"name": 3})
+    assert tables.checkpoints(Store.open(tmp_path)).to_pydict() == {
+        "checkpoint": [1, 2, 3],
+        "step": [10, None, 30],
+        "epoch": [None, 2, None],
+        "learning_rate": [0.1, 1.0, None],
+        "nesterov": [True, None, None],
+        "betas": [[0.9, 0.99], None, None],
+        "name": [None, '"warm"', "3"],
+    }
+
+
+def test_steps_of_several_collections_follow_one_another(tmp_path, writer):
+    for step in (1, 2):
+        collection = writer.collection("train", None)
+        collection.append(np.array([1]), {"scale": Full(torch.zeros(1, 2))}, [0.5], step=step)
+        collection.finish(steps=pa.table({"step": [step], "parameter_group": [0], "learning_rate": [0.1]}))
+    steps = tables.steps(Store.open(tmp_path))
+    assert steps.column("step").to_pylist() == [1, 2]
+    assert steps.column("momentum").to_pylist() == [None, None]
+
+
+def test_layers(store_path):
+    relation = tables.layers(Store.open(store_path))
+    rows = {row["layer"]: row for row in relation.to_pylist()}
+    assert rows["vector"]["parameters"] == ["vector.weight", "vector.bias"]
+    assert rows["vector"]["factored_bytes"] == 4 * (7 + 3)
+    assert rows["vector"]["full_bytes"] == 4 * (3 * 7 + 3)
+    assert rows["vector"]["stored_rows"] == 160
+    assert rows["image"]["factored_bytes"] == 4 * (4 * 5 * 6 + 30 * 6)
+    assert rows["grouped"]["factored_bytes"] == 4 * 5 * (2 * 4 + 6)
+    assert rows["scale"]["factored_bytes"] is None
+    assert rows["table"]["factored_bytes"] > 0
+    assert all(row["stored_bytes"] > 0 for row in rows.values())
+
+
+def test_a_million_rows_take_less_than_a_second(tmp_path, writer):
+    for part in range(4):
+        collection = writer.collection("train", None)
+        ids = np.arange(part * 250_000, (part + 1) * 250_000)
+        collection.append(ids, {"scale": Full(torch.zeros(250_000, 2))}, np.zeros(250_000), step=part)
+        collection.finish(pa.table({"sample_id": ids, "label": ids % 10}))
+    store = Store.open(tmp_path)
+    begin = time.process_time()
+    assert tables.gradients(store).num_rows == 1_000_000
+    assert time.process_time() - begin < 0.5
+    begin = time.process_time()
+    assert tables.samples(store).num_rows == 1_000_000
+    assert time.process_time() - begin < 2
