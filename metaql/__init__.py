@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from metaql.connection import Connection, connect, load
     from metaql.errors import MetaQLError
-    from metaql.storage.recorder import Recorder
+    from metaql.storage.recording.recorder import Recorder
 
     __version__: str
 
@@ -22,7 +22,7 @@ __all__ = ["Connection", "MetaQLError", "Recorder", "__version__", "connect", "l
 _HOMES = {
     "Connection": "metaql.connection",
     "MetaQLError": "metaql.errors",
-    "Recorder": "metaql.storage.recorder",
+    "Recorder": "metaql.storage.recording.recorder",
     "connect": "metaql.connection",
     "load": "metaql.connection",
 }

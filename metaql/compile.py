@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlglot import exp, parse_one
+from sqlglot import exp
 
 from metaql.bind import Bound, factors, sum_or_average
 from metaql.catalogue import Catalogue
@@ -65,9 +65,16 @@ def _weighted_vector(
 
 
 def _list(weights: list[exp.Expr], vector: exp.Expr, distinct: bool) -> exp.Expr:
-    weight = " * ".join(f"({to_sql(one)})" for one in weights) or "1"
-    entry = f"struct_pack(gradient := {to_sql(vector)}, weight := CAST({weight} AS DOUBLE))"
-    return parse_one(f"list({'DISTINCT ' if distinct else ''}{entry})", dialect="duckdb")
+    weight: exp.Expr = exp.Literal.number(1)
+    for factor in weights:
+        weight = exp.Mul(this=weight, expression=exp.paren(factor.copy()))
+    entry: exp.Expr = exp.Struct(
+        expressions=[
+            exp.PropertyEQ(this=exp.to_identifier("gradient"), expression=vector.copy()),
+            exp.PropertyEQ(this=exp.to_identifier("weight"), expression=exp.cast(weight, "DOUBLE")),
+        ]
+    )
+    return exp.ArrayAgg(this=exp.Distinct(expressions=[entry]) if distinct else entry)
 
 
 def _keep_name(select: exp.Select, node: exp.Expr) -> None:

@@ -55,13 +55,14 @@ def _combined(session: Session, groups: pa.ListArray, place: int, average: bool)
         return None
     begin, end = groups.offsets[place].as_py(), groups.offsets[place + 1].as_py()
     entries = groups.values.slice(begin, end - begin)
-    gradients, weights = entries.field(0), entries.field(1)
+    gradients, weights = entries.flatten()
+    children, there = references.parts(gradients)
     present = weights.is_valid().to_numpy(zero_copy_only=False) if weights.null_count else None
-    mask = conjunction(references.valid(gradients), present)
+    mask = conjunction(there, present)
     if mask is not None:
         weights = weights.filter(pa.array(mask))
     if len(weights) == 0:
         return None
     values = weights.to_numpy()
-    found = references.read(gradients, mask)
+    found = references.read(children, mask)
     return session.vectors.add(combine(session, found, values / len(values) if average else values))

@@ -13,18 +13,20 @@ from torch import Tensor
 
 from metaql.storage.blocks import Factored, sum_by_sample
 from metaql.storage.schema import Layer
-from metaql.udfs.slices import by_group, cut, padded, positions, row_dots, steps
+from metaql.udfs.scratch import product
+from metaql.udfs.slices import by_group, cut, joined, padded, positions, row_dots, single, steps
 
 
 def contract(layer: Layer, block: Factored, gradient: Tensor, weight: bool, bias: bool) -> Tensor:
     """Each sample's inner product with one laid-out gradient [layer.width]: [n]."""
     i, o = widths(layer)
     wider = o if layer.kind == "embedding" else max(layer.groups * i, o)
-    parts = [
-        sum_by_sample(piece, _by_position(layer, piece, gradient, weight, bias))
-        for piece in (cut(block, part) for part in steps(block.samples, positions(block) * wider))
-    ]
-    return torch.cat(parts) if parts else block.prefix.new_zeros(0)
+    parts = []
+    for part in steps(block.samples, positions(block) * wider):
+        piece = cut(block, part)
+        products = _by_position(layer, piece, gradient, weight, bias)
+        parts.append(products if single(piece) else sum_by_sample(piece, products))
+    return joined(parts, block.prefix.new_zeros(0))
 
 
 def _by_position(layer: Layer, block: Factored, gradient: Tensor, weight: bool, bias: bool) -> Tensor:
@@ -44,8 +46,8 @@ def _single(layer: Layer, block: Factored, matrix: Tensor) -> Tensor:
     i, o = widths(layer)
     matrix = matrix.reshape(o, i)
     if matrix.shape[0] <= matrix.shape[1]:
-        return row_dots(block.prefix @ matrix, block.suffix)
-    return row_dots(block.suffix @ matrix.T, block.prefix)
+        return row_dots(product(block.prefix, matrix), block.suffix)
+    return row_dots(product(block.suffix, matrix.T), block.prefix)
 
 
 def _grouped(layer: Layer, block: Factored, matrix: Tensor) -> Tensor:

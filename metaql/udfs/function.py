@@ -39,16 +39,16 @@ def one_thread() -> Iterator[None]:
 
 def both(left: Any, right: Any) -> tuple[References, References, Bools | None]:
     """Two GRADIENT columns where neither is NULL, and that mask."""
-    left, right = references.array(left), references.array(right)
-    mask = conjunction(references.valid(left), references.valid(right))
+    left, there = references.parts(references.array(left))
+    right, here = references.parts(references.array(right))
+    mask = conjunction(there, here)
     return references.read(left, mask), references.read(right, mask), mask
 
 
 def one(values: Any) -> tuple[References, Bools | None]:
     """A GRADIENT column where it is not NULL, and that mask."""
-    values = references.array(values)
-    mask = references.valid(values)
-    return references.read(values, mask), mask
+    children, mask = references.parts(references.array(values))
+    return references.read(children, mask), mask
 
 
 def conjunction(left: Bools | None, right: Bools | None) -> Bools | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metaql.storage.blocks import Factored, sum_by_sample
 from metaql.storage.schema import Layer
-from metaql.udfs.slices import by_group, cut, longest, padded, row_dots, steps
+from metaql.udfs.slices import by_group, cut, joined, longest, padded, row_dots, single, steps
 
 
 def gram_pairs(layer: Layer, left: Factored, right: Factored, weight: bool, bias: bool) -> Tensor:
@@ -25,7 +25,7 @@ def gram_pairs(layer: Layer, left: Factored, right: Factored, weight: bool, bias
         _gram_pairs(layer, padded(cut(left, part)), padded(cut(right, part)), weight, bias)
         for part in steps(left.samples, 2 * layer.groups * longest(left) * longest(right))
     ]
-    return torch.cat(parts) if parts else left.prefix.new_zeros(0)
+    return joined(parts, left.prefix.new_zeros(0))
 
 
 def _gram_pairs(layer: Layer, left: Factored, right: Factored, weight: bool, bias: bool) -> Tensor:
@@ -45,31 +45,30 @@ def _dots(left: Tensor, right: Tensor, samples: int, groups: int) -> Tensor:
     if samples == left.shape[0] == right.shape[0] and groups == 1:
         # One position each: a batched product of single rows costs several times a plain one.
         return row_dots(left, right).reshape(samples, 1, 1, 1)
-    a = left.reshape(samples, -1, groups, left.shape[1] // groups)
-    b = right.reshape(samples, -1, groups, right.shape[1] // groups)
+    a, b = (
+        values.reshape(samples, len(values) // max(samples, 1), groups, values.shape[1] // groups)
+        for values in (left, right)
+    )
     dots: Tensor = torch.einsum("nsgi,ntgi->ngst", a, b)
     return dots
 
 
 def gram_matrix(layer: Layer, left: Factored, right: Factored, weight: bool, bias: bool) -> Tensor:
     """The inner product of every left with every right sample: [l, r]."""
+    if left.samples == 0 or right.samples == 0:
+        return left.prefix.new_zeros(left.samples, right.samples)
     each = left.prefix.shape[0] / max(left.samples, 1)
     parts = [
         _gram_matrix(layer, cut(left, part), right, weight, bias)
         for part in steps(left.samples, 2 * each * right.prefix.shape[0])
     ]
-    return torch.cat(parts) if parts else left.prefix.new_zeros(0, right.samples)
+    return joined(parts, left.prefix.new_zeros(0, right.samples))
 
 
 def _gram_matrix(layer: Layer, left: Factored, right: Factored, weight: bool, bias: bool) -> Tensor:
     products = _products(layer, left, right, weight, bias)
-    by_left = products if _single(left) else sum_by_sample(left, products)
-    return by_left if _single(right) else sum_by_sample(right, by_left.T).T
-
-
-def _single(block: Factored) -> bool:
-    """Whether every sample has one position, so that there is nothing to sum."""
-    return block.offsets is None and block.prefix.shape[0] == block.samples
+    by_left = products if single(left) else sum_by_sample(left, products)
+    return by_left if single(right) else sum_by_sample(right, by_left.T).T
 
 
 def _products(layer: Layer, left: Factored, right: Factored, weight: bool, bias: bool) -> Tensor:

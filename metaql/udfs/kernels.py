@@ -18,7 +18,7 @@ from metaql.storage.schema import Layer
 from metaql.udfs.contract import contract, contract_pairs, widths
 from metaql.udfs.gram import gram_matrix, gram_pairs
 from metaql.udfs.patterns import Term
-from metaql.udfs.slices import columns, cut, move, padded, positions, row_dots, steps
+from metaql.udfs.slices import columns, cut, joined, move, padded, positions, row_dots, steps
 
 # Laid-out gradients of one step: more of them than the caches hold, since each is read once only.
 LAID_OUT_BUDGET = 32 << 20
@@ -115,7 +115,7 @@ def _contract_pairs(parts: _Parts, left: Factored, right: Factored) -> Tensor:
         contract_pairs(parts.layer, cut(left, part), _restored(parts.layer, cut(right, part)), parts.weight, parts.bias)
         for part in steps(left.samples, parts.layer.width, LAID_OUT_BUDGET)
     ]
-    return torch.cat(results) if results else left.prefix.new_zeros(0)
+    return joined(results, left.prefix.new_zeros(0))
 
 
 def _contract_matrix(parts: _Parts, left: Factored, right: Block) -> Tensor:
@@ -128,7 +128,7 @@ def _contract_matrix(parts: _Parts, left: Factored, right: Block) -> Tensor:
     ]
     if not scores:
         return torch.zeros(left.samples, 0, dtype=left.prefix.dtype, device=left.prefix.device)
-    return torch.stack(scores, dim=1)
+    return scores[0].unsqueeze(1) if len(scores) == 1 else torch.stack(scores, dim=1)
 
 
 def _slice(block: Block, part: slice) -> Block:

@@ -25,11 +25,14 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class References:
-    """References by column, none of them NULL. ``code`` is the place of a pattern in ``patterns``."""
+    """References by column, none of them NULL.
+
+    ``code`` is the place of each one's pattern in ``patterns``; None where all have the only one there is.
+    """
 
     store: Ints
     row: Ints
-    code: Ints
+    code: Ints | None
     patterns: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -37,15 +40,17 @@ class References:
 
     def at(self, places: Any) -> References:
         """Those at these places: a mask, a slice or an array of places."""
-        return References(self.store[places], self.row[places], self.code[places], self.patterns)
+        code = None if self.code is None else self.code[places]
+        return References(self.store[places], self.row[places], code, self.patterns)
 
     def groups(self) -> Iterator[tuple[int, str, Any]]:
         """(store, pattern, places) for each distinct pair of the first two; usually there is one."""
-        if constant(self.store) and constant(self.code):
+        if self.code is None and constant(self.store):
             if len(self):
-                yield int(self.store[0]), self.patterns[self.code[0]], slice(None)
+                yield int(self.store[0]), self.patterns[0], slice(None)
             return
-        keys = np.stack([self.store, self.code])
+        code = np.zeros_like(self.store) if self.code is None else self.code
+        keys = np.stack([self.store, code])
         distinct, group = np.unique(keys, axis=1, return_inverse=True)
         for number, (store, code) in enumerate(distinct.T.tolist()):
             yield store, self.patterns[code], np.flatnonzero(group.ravel() == number)
@@ -53,7 +58,7 @@ class References:
 
 def constant(values: NDArray[Any]) -> bool:
     """Whether all are the same."""
-    return len(values) < 2 or (values[0] == values[-1] and bool((values == values[0]).all()))
+    return len(values) < 2 or bool(values[0] == values[-1] and (values == values[0]).all())
 
 
 def array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -63,34 +68,34 @@ def array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     return values
 
 
-def valid(values: pa.StructArray) -> Bools | None:
-    """Where there is a gradient; None when everywhere."""
-    children = [values.field(place) for place in range(3)]
-    if values.null_count == 0 and not any(child.null_count for child in children):
-        return None
+def parts(values: pa.StructArray) -> tuple[list[pa.Array], Bools | None]:
+    """store, row and layers; and where none of them is NULL, None standing for everywhere."""
+    children = values.flatten()
+    if not any(child.null_count for child in children):
+        return children, None
     mask = np.ones(len(values), dtype=np.bool_)
-    for part in (values, *children):
-        if part.null_count:
-            mask &= part.is_valid().to_numpy(zero_copy_only=False)
-    return mask
+    for child in children:
+        mask &= child.is_valid().to_numpy(zero_copy_only=False)
+    return children, mask
 
 
-def read(values: pa.StructArray, mask: Bools | None = None) -> References:
+def read(children: list[pa.Array], mask: Bools | None) -> References:
     """The references where the mask says, which must leave out the NULL ones."""
-    store, row, layers = (values.field(place) for place in range(3))
     if mask is not None:
         chosen = pa.array(mask)
-        store, row, layers = store.filter(chosen), row.filter(chosen), layers.filter(chosen)
+        children = [child.filter(chosen) for child in children]
+    store, row, layers = children
     code, patterns = _patterns(layers)
     return References(store.to_numpy(), row.to_numpy(), code, patterns)
 
 
-def _patterns(layers: pa.StringArray) -> tuple[Ints, tuple[str, ...]]:
+def _patterns(layers: pa.StringArray) -> tuple[Ints | None, tuple[str, ...]]:
     # Whole vectors are by far the most common, and known from two offsets.
     if len(layers) == 0 or _text_bytes(layers) == 0:
-        return np.zeros(len(layers), dtype=np.int64), ("",)
+        return None, ("",)
     encoded = layers.dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), tuple(encoded.dictionary.to_pylist())
+    patterns = tuple(encoded.dictionary.to_pylist())
+    return None if len(patterns) == 1 else encoded.indices.to_numpy().astype(np.int64), patterns
 
 
 def _text_bytes(layers: pa.StringArray) -> int:

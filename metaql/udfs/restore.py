@@ -12,9 +12,8 @@ import pyarrow as pa
 import torch
 
 from metaql.storage.blocks import Factored, lay_out
-from metaql.udfs import references
 from metaql.udfs.function import Function, one_thread
-from metaql.udfs.layers import arguments, restricted
+from metaql.udfs.layers import restricted
 from metaql.udfs.references import GRADIENT, References
 from metaql.udfs.session import Session
 from metaql.udfs.slices import columns, padded
@@ -30,13 +29,11 @@ def restore(session: Session) -> Function:
     dtype = np.float64 if double else np.float32
 
     def evaluate(gradient: Any, pattern: Any) -> pa.Array:
-        gradient, pattern, mask = arguments(gradient, pattern)
-        found, combined = restricted(session, gradient, pattern, mask)
-        struct = references.write(found.store, found.row, combined)
+        found, _, mask = restricted(session, gradient, pattern)
         with one_thread():
-            vectors = _vectors(session, references.read(struct))
-        present = list(range(len(gradient))) if mask is None else np.flatnonzero(mask).tolist()
-        result: list[Any] = [None] * len(gradient)
+            vectors = _vectors(session, found)
+        present = list(range(len(found))) if mask is None else np.flatnonzero(mask).tolist()
+        result: list[Any] = [None] * (len(found) if mask is None else len(mask))
         for place, vector in zip(present, vectors, strict=True):
             result[place] = vector
         return _lists(result, dtype)

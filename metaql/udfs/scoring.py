@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,9 +54,9 @@ def inner_products(session: Session, left: References, right: References) -> Flo
     result = np.zeros(len(left))
     for store, pattern, places in left.groups():
         for other, other_pattern, inner in right.at(places).groups():
-            both = np.arange(len(left))[places][inner]
-            group = left.row[both], right.row[both]
-            result[both] = _products(session, (store, pattern, group[0]), (other, other_pattern, group[1]))
+            both = _within(places, inner)
+            group = (store, pattern, left.row[both]), (other, other_pattern, right.row[both])
+            result[both] = _products(session, *group)
     return result
 
 
@@ -75,12 +76,18 @@ def squared_norms(session: Session, references: References) -> Floats:
 def _products(session: Session, left: tuple[int, str, Ints], right: tuple[int, str, Ints]) -> Floats:
     result = np.zeros(len(left[2]))
     for source, places in session.resolve(left[0], left[2]):
-        others = right[2][places]
-        for other, inner in session.resolve(right[0], others):
-            both = np.arange(len(result))[places][inner]
+        for other, inner in session.resolve(right[0], right[2][places]):
+            both = _within(places, inner)
             terms = source.space.shared(left[1], other.space, right[1])
             result[both] = _score(terms, Rows(source, left[2][both]), Rows(other, right[2][both]))
     return result
+
+
+def _within(places: Any, inner: Any) -> Any:
+    """Places among places; as a rule both are all there are."""
+    if isinstance(inner, slice):
+        return places
+    return inner if isinstance(places, slice) else places[inner]
 
 
 def _score(terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:

@@ -28,6 +28,8 @@ def steps(count: int, elements: float, budget: int = BUDGET) -> Iterator[slice]:
 def cut(block: Factored, part: slice) -> Factored:
     """The samples of one slice, as views."""
     samples = part.stop - part.start
+    if samples == block.samples:
+        return block
     if block.offsets is None:
         each = block.prefix.shape[0] // max(block.samples, 1)
         begin, end = part.start * each, part.stop * each
@@ -63,6 +65,18 @@ def row_dots(left: Tensor, right: Tensor) -> Tensor:
 def by_group(values: Tensor, groups: int) -> Tensor:
     """[p, g·i] => [p, g, i]."""
     return values.reshape(values.shape[0], groups, values.shape[1] // groups)
+
+
+def single(block: Factored) -> bool:
+    """Whether every sample has one position, so that there is nothing to sum."""
+    return block.offsets is None and block.prefix.shape[0] == block.samples
+
+
+def joined(parts: list[Tensor], empty: Tensor) -> Tensor:
+    """The parts one after another, or ``empty`` when there are none."""
+    if not parts:
+        return empty
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def positions(block: Factored) -> float:

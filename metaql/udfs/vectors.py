@@ -21,7 +21,7 @@ from metaql.storage.blocks import Block, Factored, Full, lay_out
 from metaql.storage.cache import Cache
 from metaql.storage.schema import Layer
 from metaql.udfs.patterns import Space
-from metaql.udfs.references import Ints
+from metaql.udfs.references import Ints, constant
 
 if TYPE_CHECKING:
     from metaql.udfs.session import Session
@@ -66,7 +66,7 @@ class Vectors:
 
     def resolve(self, numbers: Ints) -> Iterator[tuple[Source, Any]]:
         """(source, places) of these vectors, by the space that they are in; usually one."""
-        distinct = np.unique(numbers).tolist()
+        distinct = [int(numbers[0])] if len(numbers) and constant(numbers) else np.unique(numbers).tolist()
         if distinct and not 0 <= distinct[0] <= distinct[-1] < len(self._definitions):
             raise ReferenceError("a gradient reference names an average or sum that this connection never made")
         spaces = {number: self._definitions[number].space for number in distinct}
