@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import weakref
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,12 @@ def _take(descriptor: int, folder: Path) -> None:
 
 
 def _sign(descriptor: int) -> None:
+    """Notes who holds the lock, for others' messages: a full disk must not keep a vacuum from making room."""
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 
 
 def _held_by(descriptor: int, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from metaql.storage.forms import DIFFERING
 from metaql.storage.manifest import DataFile
 from metaql.storage.mapped_file import MappedFile, StoreFolder
 
-# Every open file costs a descriptor, of which a process has 256 to 1024 by default.
-_OPEN_FILES = 128
+# Every open file costs a descriptor. Several stores may be open, and the program has files of its own.
+_SHARE_OF_DESCRIPTORS = 4
+_MOST_FILES = 4096
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,6 +52,7 @@ class OpenFiles:
 
     def __init__(self, folder: StoreFolder) -> None:
         self._folder = folder
+        self.limit = _open_files()
         self._files: OrderedDict[str, MappedFile] = OrderedDict()
         self._columns: dict[tuple[str, int], Columns] = {}
         self._lock = Lock()
@@ -60,7 +63,7 @@ class OpenFiles:
             mapped = self._files.get(file.path)
             if mapped is None:
                 mapped = self._files[file.path] = MappedFile(self._folder, file)
-                while len(self._files) > _OPEN_FILES:
+                while len(self._files) > self.limit:
                     self._let_go()
             return mapped
 
@@ -112,6 +115,13 @@ class BatchIndex:
         """The batch with this place among all batches."""
         source, number = self._batches[batch]
         return self._open_files.columns(source, number)
+
+
+def _open_files() -> int:
+    """How many files a store may hold open in this process."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    unlimited = allowed == resource.RLIM_INFINITY
+    return _MOST_FILES if unlimited else min(allowed // _SHARE_OF_DESCRIPTORS, _MOST_FILES)
 
 
 def _load(file: MappedFile, source: Source, number: int) -> Columns:

@@ -150,8 +150,9 @@ def _newest(ids: Array, tables: list[Any], name: str) -> Any:
 
 def _places(ids: Array, wanted: Array) -> tuple[Array, Array]:
     """Where the wanted ids stand in the sorted ids, for those that do, and which do."""
-    place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    known = ids[place] == wanted
+    place = np.searchsorted(ids, wanted)
+    known = place < len(ids)
+    known[known] = ids[place[known]] == wanted[known]
     return place[known], known
 
 

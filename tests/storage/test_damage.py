@@ -214,7 +214,7 @@ def test_a_version_that_was_vacuumed_asks_to_connect_again(store_path):
 
 
 def test_more_files_than_may_be_open(store_path, monkeypatch):
-    monkeypatch.setattr(segments, "_OPEN_FILES", 2)
+    monkeypatch.setattr(segments, "_SHARE_OF_DESCRIPTORS", 1 << 62)
     read_everything(store_path)
     store = Store.open(store_path)
     for _ in range(2):

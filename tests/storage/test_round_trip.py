@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def batches(request, monkeypatch):
     if request.param == "cut batches":
         monkeypatch.setattr(layer_writer, "_LARGEST_BATCH_BYTES", 900)
         monkeypatch.setattr(layer_writer, "_SLICE_BYTES", 500)
-        monkeypatch.setattr(segments, "_OPEN_FILES", 3)
+        monkeypatch.setattr(segments, "_SHARE_OF_DESCRIPTORS", 1 << 62)
     return request.param
 
 
@@ -192,6 +194,21 @@ def test_weights_come_back_with_shared_storage(tmp_path):
     weights = Store.open(tmp_path).weights(1)
     assert torch.equal(weights["a"], weight)
     assert weights["a"].data_ptr() == weights["b"].data_ptr()
+
+
+def test_several_threads_read_at_once(tmp_path, record, monkeypatch):
+    monkeypatch.setattr(collection_writer, "_FLUSH_BYTES", 1)
+    store = Store.open(record(tmp_path / "store", rows=200))
+    random = np.random.default_rng(0)
+    wanted = [random.integers(0, 800, 100) for _ in range(40)]
+
+    def read(rows):
+        return [lay_out(layer, store.read(layer, rows)) for layer in store.layers]
+
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(read, wanted))
+    for rows, found in zip(wanted, together, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(found, read(rows), strict=True))
 
 
 def test_row_bytes_are_those_of_the_files(store_path):

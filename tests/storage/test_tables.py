@@ -67,6 +67,13 @@ def test_the_newest_value_of_a_column_wins_unless_it_is_missing(tmp_path, writer
     ]
 
 
+def test_metadata_of_samples_that_were_not_recorded(tmp_path, writer):
+    writer.collection("train", None).finish(pa.table({"sample_id": [1], "label": [3]}))
+    samples = tables.samples(Store.open(tmp_path))
+    assert samples.num_rows == 0
+    assert samples.column_names == ["sample_id", "split", "label"]
+
+
 def test_categories_come_back_as_their_values(tmp_path, writer):
     colours = pa.chunked_array([pa.array(["red", "red"]).dictionary_encode(), pa.array(["blue"]).dictionary_encode()])
     collect(writer, "train", None, [1, 2, 3], {"sample_id": [1, 2, 3], "colour": colours})
