@@ -88,6 +88,9 @@ def align_backwards(
     are positions of one sample there too. Operations that mix samples (batch norm in training mode) make every
     guess look wrong; then only the first dimension, with exactly the samples in it, is trusted.
     """
+    if not any(samples in shape for shape in shapes):
+        # Any number that divides the batch would look like samples of several positions.
+        return [None] * len(shapes)
     remaining = [candidates(shape, samples) for shape in shapes]
     for anchor in reversed(range(len(shapes))):
         settled = zip(remaining, shapes, strict=True)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaql.errors import BatchError
+from metaql.errors import BatchError, NotFiniteError
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -53,6 +54,17 @@ def require_one_per_sample(losses: Any, samples: int) -> None:
     if not losses.requires_grad:
         raise BatchError(
             "The losses do not depend on any trainable parameter. Is the model frozen, or run under torch.no_grad()?"
+        )
+
+
+def require_finite(losses: Tensor, ids: np.ndarray) -> None:
+    """Raises if a loss is NaN or infinite, naming the sample."""
+    broken = ~torch.isfinite(losses)
+    if bool(broken.any()):
+        which = int(broken.nonzero()[0])
+        raise NotFiniteError(
+            f"The loss of sample {ids[which]} is {losses[which].item()}. Look at its input and target, and at the "
+            "learning rate if many samples are like it."
         )
 
 

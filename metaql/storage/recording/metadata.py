@@ -34,7 +34,14 @@ def as_table(metadata: Any) -> pa.Table:
         raise BatchError(f"metadata can't have a column '{clashing[0]}': the name is taken. Rename it.")
     ids = _ids(table.column("sample_id"))
     place = table.column_names.index("sample_id")
-    return table.set_column(place, "sample_id", ids).replace_schema_metadata(None)
+    return _plain(table.set_column(place, "sample_id", ids))
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Without what pandas noted, and without the view types of polars, which few kernels of Arrow take."""
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    fields = [field.with_type(views.get(field.type, field.type)) for field in table.schema]
+    return table.replace_schema_metadata(None).cast(pa.schema(fields))
 
 
 def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metaql.errors import BatchError, ModelStateError, NotFiniteError, RecordingError, SampleIdError
+from metaql.errors import BatchError, ModelStateError, RecordingError, SampleIdError
 from metaql.storage.collection_writer import CollectionWriter
 from metaql.storage.recording.batches import identified, inputs_of, labels, move
 from metaql.storage.recording.losses import LossFunction, ModelLosses
 from metaql.storage.recording.metadata import as_table, for_samples, require_same_types
 from metaql.storage.recording.model_state import digest, require_repeatable, trainable, weights
 from metaql.storage.recording.optimizers import checkpoint_settings
-from metaql.storage.recording.sample_blocks import TORCH_DTYPES, require_finite
+from metaql.storage.recording.sample_blocks import TORCH_DTYPES
 from metaql.storage.recording.sample_gradients import BatchGradients, SampleGradients
 from metaql.storage.recording.trajectory import Reduction, Trajectory
 from metaql.storage.store import Store
@@ -106,9 +106,7 @@ class Recorder:
             for ids, batch in batches:
                 require_new(ids, taken, split)
                 batch = move(batch, self._device)
-                result = self._gradients.of(batch, len(ids))
-                require_finite_losses(result.losses, ids)
-                require_finite(result.blocks, ids)
+                result = self._gradients.of(batch, ids)
                 if collection is None:
                     collection = self._begin(split, checkpoint)
                 inputs = inputs_of(batch, len(ids)) if self._keep_inputs else None
@@ -227,17 +225,6 @@ def require_new(ids: np.ndarray, taken: set[int], split: str) -> None:
         raise SampleIdError(
             f"Sample {example} of split '{split}' comes twice at this checkpoint. Ids must be those of the samples "
             "themselves (a position within the batch is not one); leave out what was collected already."
-        )
-
-
-def require_finite_losses(losses: Tensor, ids: np.ndarray) -> None:
-    """Raises if a loss is NaN or infinite, naming the sample."""
-    broken = ~torch.isfinite(losses)
-    if bool(broken.any()):
-        which = int(broken.nonzero()[0])
-        raise NotFiniteError(
-            f"The loss of sample {ids[which]} is {losses[which].item()}. Look at its input and target, and at the "
-            "learning rate if many samples are like it."
         )
 
 

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metaql.errors import BatchError, UnsupportedParameterError
 from metaql.storage.blocks import Block
+from metaql.storage.recording import losses, sample_blocks
 from metaql.storage.recording.aligned import AlignedUse
 from metaql.storage.recording.alignment import Alignment, align, probes
 from metaql.storage.recording.batches import take, tensors
@@ -97,22 +99,24 @@ class SampleGradients:
 
     def __init__(
         self,
-        losses: ModelLosses,
+        function: ModelLosses,
         parameters: Mapping[str, torch.nn.Parameter],
         dtype: str,
         layers: tuple[Layer, ...] | None = None,
     ) -> None:
         self.layers = layers
-        self._losses = losses
+        self._losses = function
         self._parameters = parameters
         self._dtype = dtype
         self._plans: dict[Signature, _Plan] = {}
         self._warned: set[str] = set()
 
-    def of(self, batch: Any, samples: int) -> BatchGradients:
-        """The gradients of a batch of so many samples, which is on the model's device already."""
+    def of(self, batch: Any, ids: np.ndarray) -> BatchGradients:
+        """The gradients of the batch of these samples, which is on the model's device already."""
+        samples = len(ids)
         with torch.enable_grad():
             run = self._run(batch, samples)
+            losses.require_finite(run.values.detach(), ids)
             if run.signature not in self._plans:
                 self._plans[run.signature] = self._examine(run)
             plan = self._plans[run.signature]
@@ -121,6 +125,7 @@ class SampleGradients:
         borrowed = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors(batch))
         assert self.layers is not None
         blocks = {layer.name: make_block(layer, uses, replayed, samples, borrowed) for layer in self.layers}
+        sample_blocks.require_finite(blocks, ids)
         return BatchGradients(run.values.detach(), run.logits, blocks)
 
     def _run(self, batch: Any, samples: int) -> _Run:

@@ -1,0 +1,72 @@
+"""Gradients of samples that were never recorded, computed anew at a store's checkpoint."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metaql.errors import BatchError, ModelStateError
+from metaql.storage.blocks import Block, Factored, Full
+from metaql.storage.recording.losses import LossFunction, ModelLosses
+from metaql.storage.recording.model_state import require_repeatable
+from metaql.storage.recording.sample_gradients import SampleGradients
+from metaql.storage.store import Store
+
+
+class Replay:
+    """Differentiates a copy of ``model`` with the weights of a checkpoint of the store, the newest by default.
+
+    The model's own weights and mode stay as they are: the copy is in evaluation mode. ``losses`` is the function that
+    the recorder was given.
+    """
+
+    def __init__(
+        self, model: nn.Module, store: Store, losses: LossFunction | None = None, checkpoint: int | None = None
+    ) -> None:
+        numbers = [each.number for each in store.manifest.checkpoints]
+        if not numbers or not store.layers:
+            raise ModelStateError(
+                f"{store.path} has no recorded checkpoint to replay a sample at. Collect at one first."
+            )
+        self._model = copy.deepcopy(model).eval()
+        self._load(store, numbers[-1] if checkpoint is None else checkpoint)
+        require_repeatable(self._model)
+        recorded = {each.name for layer in store.layers for each in layer.parameters}
+        parameters = {name: each for name, each in self._model.named_parameters() if name in recorded}
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        dtype = store.manifest.dtype
+        assert dtype is not None
+        self._gradients = SampleGradients(ModelLosses(self._model, losses), parameters, dtype, store.layers)
+        self._device = next(iter(parameters.values())).device
+
+    def gradient(self, inputs: Tensor, targets: Tensor) -> dict[str, Block]:
+        """Each layer's block for a batch of inputs [n, ...] and targets [n, ...], as ``Store.read`` would give it."""
+        if inputs.shape[:1] != targets.shape[:1] or not len(inputs):
+            raise BatchError(f"{len(targets)} targets do not go with {len(inputs)} inputs.")
+        batch = (inputs.to(self._device), targets.to(self._device))
+        blocks = self._gradients.of(batch, np.arange(len(inputs))).blocks
+        return {name: _widened(block) for name, block in blocks.items()}
+
+    def _load(self, store: Store, checkpoint: int) -> None:
+        try:
+            self._model.load_state_dict(store.weights(checkpoint))
+        except RuntimeError as error:
+            raise ModelStateError(
+                f"The model does not fit the weights of checkpoint {checkpoint} of {store.path}: {error}. Pass the "
+                "model that was recorded."
+            ) from error
+
+
+def _widened(block: Block) -> Block:
+    """bfloat16 as float32, which is what a store reads it as."""
+    if isinstance(block, Full):
+        return Full(_wide(block.gradient))
+    return Factored(_wide(block.suffix), _wide(block.prefix), block.samples, block.offsets)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.dtype == torch.bfloat16 else values

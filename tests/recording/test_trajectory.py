@@ -1,0 +1,183 @@
+"""Recording along the training, against the loop over samples at the weights of each step."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import metaql
+from metaql import errors
+from metaql.storage import tables
+from metaql.storage.recording import trajectory
+from metaql.storage.store import Store
+from tests.recording.reference import assert_close, by_loop, gradients_of_rows
+
+
+class Sequence(nn.Module):
+    """Attention with time first, whose out-projection sees rows flattened in (time, sample) order."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(11, 8), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x):
+        h = self.words(x).transpose(0, 1)
+        return self.head(self.attention(h, h, h)[0].mean(0))
+
+
+def train(model, data, path, reduction="mean", steps=4, size=8, scaler=None, **options):
+    """Records some steps; returns what each step's samples had for gradients, by the loop."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    expected = []
+    with metaql.Recorder(model, path, dtype="float64", **options) as recorder:
+        for _ in range(steps):
+            ids = torch.randperm(len(data[0]))[:size]
+            batch = (data[0][ids], data[1][ids])
+            expected.append(by_loop(model, batch, size))
+            optimizer.zero_grad()
+            with recorder.step(ids, optimizer, reduction=reduction):
+                losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+                loss = _reduce(losses, reduction)
+                (loss if scaler is None else scaler.scale(loss)).backward()
+            optimizer.step()
+    return expected
+
+
+def _reduce(losses, reduction):
+    if isinstance(reduction, str):
+        return losses.mean() if reduction == "mean" else losses.sum()
+    return (losses * reduction).sum()
+
+
+def assert_steps(path, expected):
+    store = Store.open(path)
+    table = tables.gradients(store)
+    for number, gradients in enumerate(expected, start=1):
+        rows = table.column("row").to_numpy()[table.column("step").to_numpy() == number]
+        assert_close(gradients_of_rows(store, rows), gradients, 1e-9)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", torch.linspace(-1, 2, 8, dtype=torch.float64)])
+def test_every_step_has_the_samples_own_gradients(reduction, network, pictures, tmp_path):
+    assert_steps(tmp_path / "store", train(network, pictures, tmp_path / "store", reduction))
+
+
+def test_a_scaled_loss_is_unscaled(network, pictures, tmp_path):
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    assert_steps(tmp_path / "store", train(network, pictures, tmp_path / "store", scaler=scaler))
+    assert torch.amp.GradScaler.scale.__module__ == "torch.amp.grad_scaler"
+
+
+@pytest.mark.parametrize("size, length", [(8, 5), (6, 6), (4, 8)])
+def test_samples_are_found_where_the_shape_does_not_tell(size, length, tmp_path):
+    model = Sequence().double()
+    data = torch.randint(0, 11, (20, length)), torch.randint(0, 3, (20,))
+    assert_steps(tmp_path / "store", train(model, data, tmp_path / "store", size=size))
+
+
+def test_the_optimizers_settings_are_kept_for_each_step(network, pictures, tmp_path):
+    train(network, pictures, tmp_path / "store", steps=2)
+    first, second = tables.steps(Store.open(tmp_path / "store")).to_pylist()
+    assert first == {
+        "step": 1, "parameter_group": 0, "epoch": None, "learning_rate": 0.1, "momentum": 0.9, "dampening": 0.0,
+        "nesterov": False, "maximize": False, "weight_decay": 0.0, "buffer_fresh": True, "batch_size": 8,
+        "reduction": "mean",
+    }  # fmt: skip
+    assert (second["step"], second["buffer_fresh"]) == (2, False)
+
+
+def test_steps_go_on_counting_when_a_run_is_continued(network, pictures, tmp_path):
+    expected = [each for _ in range(2) for each in train(network, pictures, tmp_path / "store", steps=2)]
+    assert_steps(tmp_path / "store", expected)
+
+
+def test_steps_are_committed_now_and_then(network, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(trajectory, "COMMIT_BYTES", 1)
+    expected = train(network, pictures, tmp_path / "store", steps=3)
+    assert len(Store.open(tmp_path / "store").manifest.collections) == 3
+    assert_steps(tmp_path / "store", expected)
+
+
+def test_training_is_not_disturbed(network, pictures, tmp_path):
+    alone = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.1, momentum=0.9)
+    torch.manual_seed(1)
+    for _ in range(4):
+        ids = torch.randperm(40)[:8]
+        optimizer.zero_grad()
+        F.cross_entropy(alone(pictures[0][ids]), pictures[1][ids]).backward()
+        optimizer.step()
+    torch.manual_seed(1)
+    train(network, pictures, tmp_path / "store")
+    for one, other in zip(alone.parameters(), network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_batch_norm_and_dropout_are_recorded_as_seen(pictures, tmp_path):
+    """With the batch's own statistics held, the samples' gradients add up to the batch's."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        metaql.Recorder(model, tmp_path / "store", dtype="float64") as recorder,
+        recorder.step(range(40), optimizer),
+    ):
+        F.cross_entropy(model(pictures[0]), pictures[1]).backward()
+    got = gradients_of_rows(Store.open(tmp_path / "store"), np.arange(40))
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(got[name].mean(0), parameter.grad.flatten(), rtol=1e-9, atol=1e-12)
+
+
+# What is refused.
+
+
+def step(model, data, path, ids=range(8), backward=True, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        metaql.Recorder(model, path, dtype="float64") as recorder,
+        recorder.step(ids, optimizer, **options),
+    ):
+        loss = F.cross_entropy(model(data[0][:8]), data[1][:8])
+        if backward:
+            loss.backward()
+
+
+def test_a_parameter_without_factors_is_named_with_its_share(pictures, tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.PReLU(4), nn.Linear(4, 3)).double()
+    with pytest.raises(errors.UnsupportedParameterError, match=r"'2.weight' \(\d+% of .*, in prelu\)"):
+        step(model, pictures, tmp_path / "store")
+
+
+@pytest.mark.parametrize("ids", [range(7), range(9), range(4), range(16)])
+def test_a_wrong_number_of_ids(ids, network, pictures, tmp_path):
+    with pytest.raises(errors.SampleIdError, match="Give one id for each"):
+        step(network, pictures, tmp_path / "store", ids=ids)
+
+
+def test_a_step_without_a_backward_pass(network, pictures, tmp_path):
+    with pytest.raises(errors.ModelStateError, match="No backward pass ran inside"):
+        step(network, pictures, tmp_path / "store", backward=False)
+
+
+@pytest.mark.parametrize("reduction", ["none", torch.ones(7), torch.zeros(8)])
+def test_a_reduction_that_does_not_fit(reduction, network, pictures, tmp_path):
+    with pytest.raises(errors.BatchError, match="reduction"):
+        step(network, pictures, tmp_path / "store", reduction=reduction)
+
+
+def test_a_gradient_changed_by_a_hook(network, pictures, tmp_path):
+    network.head.weight.register_hook(lambda gradient: gradient * 2)
+    with pytest.raises(errors.UnsupportedParameterError, match=r"'head.weight' do not add up"):
+        step(network, pictures, tmp_path / "store")
+
+
+def test_an_error_of_the_users_leaves_no_hooks(network, pictures, tmp_path):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with metaql.Recorder(network, tmp_path / "store", dtype="float64") as recorder:
+        with pytest.raises(ZeroDivisionError), recorder.step(range(8), optimizer):
+            F.cross_entropy(network(pictures[0][:8]), pictures[1][:8]).backward(1 / 0)
+        assert all(not each._backward_hooks for each in network.parameters())
+    assert Store.open(tmp_path / "store").manifest.collections == ()
