@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlglot import exp
 
-from metaql.catalogue import Catalogue
+from metaql.catalogue import Catalogue, alias_of
 from metaql.logical import AVG, SUM, Block, Relation, Scalar, Score, Vector
 from metaql.parse import to_sql
 
@@ -59,7 +59,7 @@ class _Binder:
     def block(self, places: tuple[exp.Expr, ...]) -> Block:
         conjuncts = tuple(self._conjunct(node) for node in self._conjuncts())
         keys = tuple(Scalar(key, self._reads(key)) for key in self._keys(places))
-        relations = tuple(Relation(item.alias_or_name, item) for item in self._items)
+        relations = tuple(Relation(alias_of(item, n), item) for n, item in enumerate(self._items))
         scores = tuple(self._score(place) for place in places)
         return Block(relations, conjuncts, keys, tuple(self._others(places, keys)), scores)
 
@@ -209,7 +209,10 @@ def relations(select: exp.Select) -> list[exp.Expr]:
         if (join.args.get("kind") or "").upper() not in ("", "INNER", "CROSS"):
             raise Unsure
         items.append(join.this)
-    if not all(isinstance(item, exp.Table | exp.Subquery) and item.alias_or_name for item in items):
+    if not all(isinstance(item, exp.Table | exp.Subquery) for item in items):
+        raise Unsure
+    aliases = {alias_of(item, n).lower() for n, item in enumerate(items)}
+    if len(aliases) < len(items):
         raise Unsure
     if any(item.args.get(key) for item in items for key in ("joins", "laterals", "pivots", "sample")):
         raise Unsure

@@ -18,11 +18,20 @@ Describe = Callable[[str], list[tuple[str, str]]]
 
 
 class Catalogue:
-    """Asks DuckDB; ``describe`` and ``aggregate_names`` run on the connection and in the frame of the query."""
+    """Asks DuckDB; ``describe`` and ``aggregate_names`` run on the connection and in the frame of the query.
 
-    def __init__(self, describe: Describe, aggregate_names: Callable[[], frozenset[str]]) -> None:
+    ``check_pattern`` raises UnknownNameError for a layer pattern that selects nothing.
+    """
+
+    def __init__(
+        self,
+        describe: Describe,
+        aggregate_names: Callable[[], frozenset[str]],
+        check_pattern: Callable[[str], object],
+    ) -> None:
         self._describe = describe
         self._aggregate_names = aggregate_names
+        self.check_pattern = check_pattern
 
     @cached_property
     def aggregates(self) -> frozenset[str]:
@@ -34,12 +43,12 @@ class Catalogue:
         items = [part.this for part in (select.args.get("from_"), *(select.args.get("joins") or ())) if part]
         with_ = visible_ctes(select)
         found: Columns = {}
-        for item in items:
+        for place, item in enumerate(items):
             try:
                 columns = self._describe(f"{with_}SELECT * FROM {_without_parameters(item)}")
             except duckdb.Error:
                 return None
-            found[item.alias_or_name] = {name.lower(): type_ for name, type_ in columns}
+            found[alias_of(item, place)] = {name.lower(): type_ for name, type_ in columns}
         return found
 
     def is_gradient(self, expression: exp.Expr, select: exp.Select) -> bool:
@@ -54,6 +63,11 @@ class Catalogue:
         except duckdb.Error:
             return False
         return columns[0][1] == GRADIENT
+
+
+def alias_of(item: exp.Expr, place: int) -> str:
+    """The name of an item of FROM; one that no column can be qualified with where it has none."""
+    return item.alias_or_name or f"({place})"
 
 
 def visible_ctes(select: exp.Expr) -> str:

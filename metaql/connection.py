@@ -19,6 +19,7 @@ from metaql.planner import plan
 from metaql.relations import create_relations, free_name, quoted
 from metaql.storage.store import Store
 from metaql.udfs.models import Model
+from metaql.udfs.patterns import Space
 from metaql.udfs.register import register_restore, session_of
 from metaql.udfs.sources import StoreSource
 
@@ -36,6 +37,7 @@ class Connection:
         assert own is not None
         self._executor: Executor | None = Executor(connection, f"{quoted(own[0])}.main,{quoted(database)}.main")
         self._store = store
+        self._space = Space(store.layers)
 
     def sql(self, query: str, params: Parameters = None) -> Any:
         """The query's result as a DuckDB relation: ``.show()``, ``.fetchall()``, ``.df()``, ``.pl()``, ….
@@ -76,7 +78,7 @@ class Connection:
 
     def _planned(self, query: str, frame: FrameType) -> str:
         executor = self._open()
-        return plan(query, Catalogue(executor.describer(frame), executor.aggregates))
+        return plan(query, Catalogue(executor.describer(frame), executor.aggregates, self._space.select))
 
     def _open(self) -> Executor:
         if self._executor is None:

@@ -19,9 +19,19 @@ def plan(text: str, catalogue: Catalogue, rules: tuple[Rule, ...] = RULES) -> st
     tree = statement.tree
     if any(with_.args.get("recursive") for with_ in tree.find_all(exp.With)):
         return text
+    _check_patterns(tree, catalogue)
     number_parameters(tree)
     changed = [_plan_select(select, catalogue, rules) for select in _innermost_first(tree)]
     return statement.prefix + to_sql(tree) if any(changed) else text
+
+
+def _check_patterns(tree: exp.Expr, catalogue: Catalogue) -> None:
+    """Layer patterns that stand in the text are looked up now; an error in a function would come as DuckDB's own."""
+    for call in tree.find_all(exp.Anonymous):
+        if call.name.lower() in ("layers", "restore") and len(call.expressions) == 2:
+            pattern = call.expressions[1]
+            if isinstance(pattern, exp.Literal) and pattern.is_string:
+                catalogue.check_pattern(pattern.name)
 
 
 def _plan_select(select: exp.Select, catalogue: Catalogue, rules: tuple[Rule, ...]) -> bool:

@@ -69,11 +69,11 @@ def _create(connection: duckdb.DuckDBPyConnection, store: Store, database: str) 
     connection.execute(f"CREATE SCHEMA {database}.stored")
     for name in ("samples", "checkpoints", "steps", "layers"):
         _table(connection, f"{database}.main.{name}", getattr(tables, name)(store))
-    _table(connection, f"{database}.stored.outputs", tables.outputs(store))
+    _table(connection, f"{database}.stored.rows", tables.outputs(store))
     for name, values in (("gradients", _gradient(store, "row")), ("outputs", "loss, prediction, confidence")):
         connection.execute(
             f"CREATE VIEW {database}.main.{name} AS SELECT sample_id, split, checkpoint, step, {values}"
-            f" FROM {database}.stored.outputs"
+            f" FROM {database}.stored.rows"
         )
     newest = _newest_checkpoints(store)
     named = {split: checkpoint for split, checkpoint in newest.items() if split.lower() not in RELATIONS}
@@ -119,20 +119,20 @@ def _create_split(
     Along a trajectory a sample has a gradient for each step, and none that would be *the* one: NULL.
     """
     name, text = quoted(split), "'" + split.replace("'", "''") + "'"
+    # Not the split's own name: DuckDB proposes names that resemble a mistyped one.
+    stored = f"{database}.stored.{quoted(f'rows of {split}')}"
     if checkpoint is None:
         rows = f"(SELECT sample_id, NULL::BIGINT AS {ROW}, NULL::DOUBLE AS loss, NULL::BIGINT AS prediction,"
         rows += f" NULL::FLOAT AS confidence FROM {database}.main.samples WHERE split = {text})"
     else:
-        rows = f'(SELECT sample_id, "row" AS {ROW}, loss, prediction, confidence FROM {database}.stored.outputs'
+        rows = f'(SELECT sample_id, "row" AS {ROW}, loss, prediction, confidence FROM {database}.stored.rows'
         rows += f" WHERE split = {text} AND checkpoint = {checkpoint})"
     connection.execute(
-        f"CREATE TABLE {database}.stored.{name} AS SELECT s.*, o.* EXCLUDE (sample_id) FROM {rows} o"
+        f"CREATE TABLE {stored} AS SELECT s.*, o.* EXCLUDE (sample_id) FROM {rows} o"
         f" JOIN {database}.main.samples s ON s.sample_id = o.sample_id AND s.split = {text} ORDER BY o.{ROW}"
     )
     gradient = f"NULL::{GRADIENT} AS gradient" if checkpoint is None else _gradient(store, ROW)
-    connection.execute(
-        f"CREATE VIEW {database}.main.{name} AS SELECT * EXCLUDE ({ROW}), {gradient} FROM {database}.stored.{name}"
-    )
+    connection.execute(f"CREATE VIEW {database}.main.{name} AS SELECT * EXCLUDE ({ROW}), {gradient} FROM {stored}")
 
 
 def _unnamed(split: str) -> str:
