@@ -62,21 +62,27 @@ def small_block(rng: np.random.Generator, layer: Layer, samples: int) -> Block:
 
 def record_small(path: Path, seed: int = 0, dtype: str = "float32", checkpoints: int = 2) -> Path:
     """Every split at every checkpoint; labels 0, 1, 2 with a NULL among them, losses in quarters."""
-    rng, layers = np.random.default_rng(seed), small_layers(dtype)
+    rng = np.random.default_rng(seed)
     with Writer.open(path) as writer:
-        writer.define("Net", layers, dtype)
+        writer.define("Net", small_layers(dtype), dtype)
         for step in range(checkpoints):
             settings = {"epoch": step, "learning_rate": 0.5 / (step + 1)}
             number = writer.add_checkpoint({"w": torch.ones(1)}, f"{step}", 10 * step, settings)
             for split, rows in SPLITS.items():
-                collection = writer.collection(split, number)
-                blocks = {layer.name: small_block(rng, layer, rows) for layer in layers}
-                ids = np.arange(rows, dtype=np.int64)
-                losses = rng.integers(1, 9, rows) / 4
-                collection.append(ids, blocks, losses, rng.integers(0, 3, rows), losses.astype(np.float32) / 4)
-                labels = pa.array([None if k == 3 else k % 3 for k in range(rows)], pa.int64())
-                collection.finish(pa.table({"sample_id": ids, "label": labels}))
+                record_split(writer, rng, split, number, rows)
     return path
+
+
+def record_split(writer: Writer, rng: np.random.Generator, split: str, checkpoint: int | None, rows: int) -> None:
+    """One collection; along a trajectory, without a checkpoint, at step 0."""
+    collection = writer.collection(split, checkpoint)
+    blocks = {layer.name: small_block(rng, layer, rows) for layer in writer.manifest.layers or small_layers()}
+    ids = np.arange(rows, dtype=np.int64)
+    losses = rng.integers(1, 9, rows) / 4
+    step = 0 if checkpoint is None else None
+    collection.append(ids, blocks, losses, rng.integers(0, 3, rows), losses.astype(np.float32) / 4, step)
+    labels = pa.array([None if k == 3 else k % 3 for k in range(rows)], pa.int64())
+    collection.finish(pa.table({"sample_id": ids, "label": labels}))
 
 
 def laid_out(path: Path) -> np.ndarray:
@@ -91,6 +97,12 @@ def laid_out(path: Path) -> np.ndarray:
 def record_small_store() -> Callable[..., Path]:
     """Records the small store at a path."""
     return record_small
+
+
+@pytest.fixture
+def record_one_split() -> Callable[..., None]:
+    """Records one more collection of the small store."""
+    return record_split
 
 
 @pytest.fixture(scope="session")
