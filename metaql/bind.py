@@ -48,7 +48,7 @@ class _Binder:
     def __init__(self, select: exp.Select, catalogue: Catalogue) -> None:
         self._check_shape(select)
         self._select = select
-        self._aggregates = catalogue.aggregates
+        self._is_scalar = catalogue.is_scalar
         self._items = relations(select)
         columns = catalogue.columns(select)
         if columns is None:
@@ -163,7 +163,8 @@ class _Binder:
     def _is_aggregate(self, node: exp.Expr, places: tuple[exp.Expr, ...]) -> bool:
         if any(node is place for place in places) or isinstance(node, exp.AggFunc):
             return True
-        return isinstance(node, exp.Func) and _name(node) in self._aggregates
+        # sqlglot knows which of the functions that it has classes for are aggregates; others DuckDB knows.
+        return isinstance(node, exp.Anonymous) and not self._is_scalar(node.name)
 
     def _score(self, place: exp.Expr) -> Score:
         """avg or sum of a product with one inner product in it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
 
 import duckdb
 from sqlglot import exp
@@ -18,7 +17,7 @@ Describe = Callable[[str], list[tuple[str, str]]]
 
 
 class Catalogue:
-    """Asks DuckDB; ``describe`` and ``aggregate_names`` run on the connection and in the frame of the query.
+    """Asks DuckDB; ``describe`` runs on the connection and in the frame of the query.
 
     ``check_pattern`` raises UnknownNameError for a layer pattern that selects nothing.
     """
@@ -26,17 +25,16 @@ class Catalogue:
     def __init__(
         self,
         describe: Describe,
-        aggregate_names: Callable[[], frozenset[str]],
+        scalar_functions: Callable[[], frozenset[str]],
         check_pattern: Callable[[str], object],
     ) -> None:
         self._describe = describe
-        self._aggregate_names = aggregate_names
+        self._scalar_functions = scalar_functions
         self.check_pattern = check_pattern
 
-    @cached_property
-    def aggregates(self) -> frozenset[str]:
-        """Names of functions that are aggregates, or macros, which may hold one."""
-        return self._aggregate_names()
+    def is_scalar(self, name: str) -> bool:
+        """Whether a function of this name is surely no aggregate."""
+        return name.lower() in self._scalar_functions()
 
     def columns(self, select: exp.Select) -> Columns | None:
         """The columns of each relation in FROM; None where DuckDB can't bind one of them by itself."""

@@ -78,7 +78,7 @@ class Connection:
 
     def _planned(self, query: str, frame: FrameType) -> str:
         executor = self._open()
-        return plan(query, Catalogue(executor.describer(frame), executor.aggregates, self._space.select))
+        return plan(query, Catalogue(executor.describer(frame), lambda: executor.scalar_functions, self._space.select))
 
     def _open(self) -> Executor:
         if self._executor is None:
