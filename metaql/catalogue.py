@@ -13,6 +13,7 @@ from metaql.udfs.references import GRADIENT
 # The columns, in lower case, of each relation by its alias; with DuckDB's names of their types.
 Columns = dict[str, dict[str, str]]
 # Binds a query, running nothing: its columns' names and types.
+Answer = list[tuple[str, str]] | None
 Describe = Callable[[str], list[tuple[str, str]]]
 
 
@@ -31,6 +32,16 @@ class Catalogue:
         self._describe = describe
         self._scalar_functions = scalar_functions
         self.check_pattern = check_pattern
+        self.asked: dict[str, Answer] = {}
+
+    def ask(self, query: str) -> Answer:
+        """The columns of a query; None where DuckDB can't bind it. Kept in ``asked``."""
+        if query not in self.asked:
+            try:
+                self.asked[query] = self._describe(query)
+            except duckdb.Error:
+                self.asked[query] = None
+        return self.asked[query]
 
     def is_scalar(self, name: str) -> bool:
         """Whether a function of this name is surely no aggregate."""
@@ -42,9 +53,8 @@ class Catalogue:
         with_ = visible_ctes(select)
         found: Columns = {}
         for place, item in enumerate(items):
-            try:
-                columns = self._describe(f"{with_}SELECT * FROM {_without_parameters(item)}")
-            except duckdb.Error:
+            columns = self.ask(f"{with_}SELECT * FROM {_without_parameters(item)}")
+            if columns is None:
                 return None
             found[alias_of(item, place)] = {name.lower(): type_ for name, type_ in columns}
         return found
@@ -56,11 +66,8 @@ class Catalogue:
         source = select.args.get("from_")
         parts = [source, *(select.args.get("joins") or ())] if source else []
         from_ = " ".join(_without_parameters(part) for part in parts)
-        try:
-            columns = self._describe(f"{visible_ctes(select)}SELECT {_without_parameters(expression)} {from_}")
-        except duckdb.Error:
-            return False
-        return columns[0][1] == GRADIENT
+        columns = self.ask(f"{visible_ctes(select)}SELECT {_without_parameters(expression)} {from_}")
+        return columns is not None and columns[0][1] == GRADIENT
 
 
 def alias_of(item: exp.Expr, place: int) -> str:

@@ -15,7 +15,7 @@ from metaql.catalogue import Catalogue
 from metaql.errors import QueryError
 from metaql.execute import Executor, Parameters, averages_gradients
 from metaql.parse import mentions_gradients
-from metaql.planner import plan
+from metaql.planner import Plans
 from metaql.relations import create_relations, free_name, quoted
 from metaql.storage.store import Store
 from metaql.udfs.models import Model
@@ -38,6 +38,7 @@ class Connection:
         self._executor: Executor | None = Executor(connection, f"{quoted(own[0])}.main,{quoted(database)}.main")
         self._store = store
         self._space = Space(store.layers)
+        self._plans = Plans()
 
     def sql(self, query: str, params: Parameters = None) -> Any:
         """The query's result as a DuckDB relation: ``.show()``, ``.fetchall()``, ``.df()``, ``.pl()``, ….
@@ -78,7 +79,9 @@ class Connection:
 
     def _planned(self, query: str, frame: FrameType) -> str:
         executor = self._open()
-        return plan(query, Catalogue(executor.describer(frame), lambda: executor.scalar_functions, self._space.select))
+        return self._plans.plan(
+            query, Catalogue(executor.describer(frame), lambda: executor.scalar_functions, self._space.select)
+        )
 
     def _open(self) -> Executor:
         if self._executor is None:

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlglot import exp
 
 from metaql.bind import bind
-from metaql.catalogue import Catalogue
+from metaql.catalogue import Answer, Catalogue
 from metaql.compile import compile_block, compile_gradient_aggregates
 from metaql.optimizer import RULES, Rule, optimize
 from metaql.parse import number_parameters, parse, to_sql
+from metaql.storage.cache import Cache
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A plan, and what DuckDB had answered when it was made."""
+
+    planned: str
+    asked: dict[str, Answer]
+
+
+class Plans:
+    """Plans of earlier texts; each holds as long as DuckDB's answers to what it asked are what they were."""
+
+    def __init__(self, count: int = 256) -> None:
+        self._kept: Cache[str, _Kept] = Cache(count)
+
+    def plan(self, text: str, catalogue: Catalogue) -> str:
+        """As the function ``plan``."""
+        kept = self._kept.get(text)
+        if kept is not None and all(catalogue.ask(query) == answer for query, answer in kept.asked.items()):
+            return kept.planned
+        planned = plan(text, catalogue)
+        self._kept.put(text, _Kept(planned, catalogue.asked), 1)
+        return planned
 
 
 def plan(text: str, catalogue: Catalogue, rules: tuple[Rule, ...] = RULES) -> str:

@@ -268,7 +268,7 @@ def test_text_without_gradients_is_not_touched(db: Connection, monkeypatch: pyte
     def refuse(*_: object) -> None:
         raise AssertionError("planned")
 
-    monkeypatch.setattr("metaql.connection.plan", refuse)
+    monkeypatch.setattr("metaql.planner.plan", refuse)
     assert db.sql("SELECT avg(loss) > 0, 0xFF FROM train").fetchall() == [(True, 0)]
     with pytest.raises(duckdb.BinderException, match="Referenced column"):
         db.sql("SELECT avg(nothing) FROM train")
@@ -340,3 +340,13 @@ def test_nothing_is_warned_of(small_store: Path) -> None:
         warnings.simplefilter("error")
         with metaql.connect(small_store) as db:
             db.sql(P2B).fetchall()
+
+
+def test_a_plan_is_made_anew_when_a_relation_has_changed(db: Connection) -> None:
+    db.sql("CREATE TABLE mine AS SELECT sample_id, loss AS gradient FROM train")
+    query = "SELECT avg(gradient) IS NULL, typeof(avg(gradient)) = 'DOUBLE' FROM mine"
+    assert db.sql(query).fetchall() == [(False, True)]
+    db.sql("CREATE OR REPLACE TABLE mine AS SELECT sample_id, gradient FROM train")
+    assert db.sql(query).fetchall() == [(False, False)]
+    db.sql("CREATE OR REPLACE TABLE mine AS SELECT sample_id, 1 AS gradient FROM train")
+    assert db.sql(query).fetchall() == [(False, True)]

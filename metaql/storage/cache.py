@@ -1,4 +1,4 @@
-"""A cache bounded in bytes, which drops what was used least recently."""
+"""A cache bounded in size, which drops what was used least recently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class Cache(Generic[Key, Value]):
-    """At most ``capacity`` bytes of values by key; safe to use from several threads at once."""
+    """Values by key, of at most ``capacity`` bytes (or whatever unit); safe to use from several threads at once."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -21,7 +21,7 @@ class Cache(Generic[Key, Value]):
 
     @property
     def used(self) -> int:
-        """Bytes held now."""
+        """The size of all that is held now."""
         return self._used
 
     def get(self, key: Key) -> Value | None:
@@ -33,7 +33,7 @@ class Cache(Generic[Key, Value]):
             return self._entries[key][0]
 
     def put(self, key: Key, value: Value, size: int) -> None:
-        """Keeps a value of so many bytes; one larger than the whole cache is not kept."""
+        """Keeps a value of a size; one larger than the whole cache is not kept."""
         with self._lock:
             if key in self._entries:
                 self._used -= self._entries.pop(key)[1]

@@ -43,11 +43,12 @@ def _by_position(layer: Layer, block: Factored, gradient: Tensor, weight: bool, 
 
 def _single(layer: Layer, block: Factored, matrix: Tensor) -> Tensor:
     """The product runs over the narrower side: the thin result of the other way is slower to make."""
+    # Multiplied in place: torch's vecdot makes a copy, in fresh pages.
     i, o = widths(layer)
     matrix = matrix.reshape(o, i)
     if matrix.shape[0] <= matrix.shape[1]:
-        return row_dots(product(block.prefix, matrix), block.suffix)
-    return row_dots(product(block.suffix, matrix.T), block.prefix)
+        return product(block.prefix, matrix).mul_(block.suffix).sum(1)
+    return product(block.suffix, matrix.T).mul_(block.prefix).sum(1)
 
 
 def _grouped(layer: Layer, block: Factored, matrix: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from metaql.storage.blocks import Block, Factored, Full, owners
 from metaql.storage.schema import Layer
 
 # Intermediate results of a kernel are kept near the processor's caches; larger ones were slower throughout.
-BUDGET = 4 << 20
+BUDGET = 2 << 20
 
 
 def steps(count: int, elements: float, budget: int = BUDGET) -> Iterator[slice]:
