@@ -46,7 +46,7 @@ class Network(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits [n, 10] from pictures [n, 1, 8, 8]."""
-        maps = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(pictures)))), 2)
+        maps = F.relu(self.conv2(F.max_pool2d(F.relu(self.conv1(pictures)), 2)))
         logits: Tensor = self.fc2(F.relu(self.fc1(maps.flatten(1))))
         return logits
 
@@ -76,9 +76,7 @@ def main(path: Path | None, seed: int) -> None:
     where = record(digits, path)
     with metaql.connect(where) as db:
         answer(db, digits)
-    print(
-        f"\nAll of this took {time.perf_counter() - began:.0f} seconds. The store is {where}; ask it something yourself:\n"
-    )
+    print(f"\nAll of this took {time.perf_counter() - began:.0f} seconds. The store is {where}; ask it yourself:\n")
     print(f'  metaql sql {where} "SELECT label, count(*), avg(loss) FROM train GROUP BY label ORDER BY label"')
     print(f"  metaql info {where}")
 
@@ -140,8 +138,8 @@ def answer(db: Any, digits: Digits) -> None:
     k, count = digits.wrong, len(digits.train)
     hits = sum(given != true for _, given, true, _ in db.sql(QUERY.format(limit=k)).fetchall())
     print(
-        f"Among the first {k} of {count} there are {hits} of the {k} wrong labels: {hits / k:.0%}, where chance would find "
-        f"{k / count:.0%}.\n"
+        f"Among the first {k} of {count} there are {hits} of the {k} wrong labels: {hits / k:.0%}, where chance would "
+        f"find {k / count:.0%}.\n"
     )
     print("What the gradients take, factored, against full ones (MB):\n")
     db.sql(LAYERS).show()

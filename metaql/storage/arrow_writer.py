@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from metaql.storage.manifest import DataFile, Range
+from metaql.storage.sequential_file import SequentialFile
 
 _MAGIC_BYTES = 8
 
@@ -54,14 +53,15 @@ class _ChecksumFile(io.RawIOBase):
     """A new file that sums what passes through it; ``cut`` ends a range."""
 
     def __init__(self, path: Path, header_bytes: int) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        # Closes it too when an interrupt kept its owner from being made.
-        self.release = weakref.finalize(self, os.close, self._descriptor)
+        self._file = SequentialFile(path)
         self._header_bytes = header_bytes
         self._begin = 0
         self._crc = 0
-        self.offset = 0
         self.header: Range | None = None
+
+    @property
+    def offset(self) -> int:
+        return self._file.offset
 
     def writable(self) -> bool:
         return True
@@ -72,13 +72,10 @@ class _ChecksumFile(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         self._crc = zlib.crc32(view, self._crc)
-        written = 0
-        while written < len(view):
-            written += os.write(self._descriptor, view[written:])
-        self.offset += written
+        self._file.write(view)
         if self.offset == self._header_bytes:
             self.header = self.cut(0)
-        return written
+        return len(view)
 
     def cut(self, rows: int) -> Range:
         part = Range(self._begin, self.offset - self._begin, self._crc, rows)
@@ -86,8 +83,10 @@ class _ChecksumFile(io.RawIOBase):
         return part
 
     def finish(self) -> None:
-        os.fsync(self._descriptor)
-        self.release()
+        self._file.finish()
+
+    def release(self) -> None:
+        self._file.release()
 
 
 def write_table(path: Path, table: Any, rows_per_batch: int = 1 << 16) -> DataFile:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metaql.errors import BatchError, InternalError, RecordingError
@@ -18,18 +18,22 @@ from metaql.storage.durable import writing
 from metaql.storage.forms import prefix_width, suffix_width
 from metaql.storage.input_writer import InputWriter
 from metaql.storage.layer_writer import LayerWriter
-from metaql.storage.manifest import Collection
+from metaql.storage.manifest import Collection, Segment
 from metaql.storage.row_writer import RowWriter, row_batch
 from metaql.storage.schema import FULL, Layer
+from metaql.storage.staging import BufferPool, LayerStaging, Staged, release
 
-# A layer's buffer goes to the writing thread at this size, which makes a record batch.
-_FLUSH_BYTES = 32 << 20
+# A layer's buffer goes to the writing thread at this size, which makes a record batch. The first ones are
+# smaller, each as large as all before it, so that a short collection too is written beside the computing.
+_FLUSH_BYTES = 16 << 20
+_FIRST_FLUSH_BYTES = 4 << 20
 # With many layers the largest buffer goes earlier, so that they don't hold more than this together.
 _BUFFERED_BYTES = 512 << 20
 # What waits for the writing thread; beyond it, ``append`` waits.
 _QUEUED_BYTES = 256 << 20
 _FLUSH_ROWS = 1 << 16
 _ROW_BYTES = 40
+_SYNCING_THREADS = 8
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Commit = Callable[[Path, Collection], None]
@@ -46,6 +50,7 @@ class CollectionWriter:
         checkpoint: int | None,
         commit: Commit,
         discard: Callable[[Path], None],
+        pool: BufferPool,
     ) -> None:
         self.rows = 0
         self.bytes = 0
@@ -55,8 +60,9 @@ class CollectionWriter:
         self._checkpoint = checkpoint
         self._commit = commit
         self._discard = discard
-        self._buffers: dict[str, list[Block]] = {name: [] for name in self._layers}
-        self._sizes: dict[str, int] = dict.fromkeys(self._layers, 0)
+        self._pool = pool
+        self._staging = {layer.name: LayerStaging(layer, pool) for layer in layers}
+        self._flushed: dict[str, int] = dict.fromkeys(self._layers, 0)
         self._row_batches: list[Any] = []
         self._row_count = 0
         self._inputs: list[Tensor] = []
@@ -81,8 +87,8 @@ class CollectionWriter:
     ) -> None:
         """Appends samples: their ids, a block for each layer, and what goes into ``outputs``.
 
-        The blocks' tensors are kept, not copied: the caller must not write to them afterwards. WriteError from
-        the writing thread comes out here or at ``finish``.
+        The blocks may be of any float type, on any device: they are copied as the layer's. WriteError from the
+        writing thread comes out here or at ``finish``.
         """
         self._require_usable()
         if not len(ids):
@@ -158,11 +164,8 @@ class CollectionWriter:
             self._flush_rows()
 
     def _buffer_block(self, name: str, block: Block) -> None:
-        size = _size(block)
-        self._buffers[name].append(block)
-        self._sizes[name] += size
-        self.bytes += size
-        if self._sizes[name] >= _FLUSH_BYTES:
+        self.bytes += self._staging[name].append(block)
+        if self._staging[name].bytes >= min(max(_FIRST_FLUSH_BYTES, self._flushed[name]), _FLUSH_BYTES):
             self._flush(name)
 
     def _buffer_inputs(self, inputs: Tensor) -> None:
@@ -173,8 +176,8 @@ class CollectionWriter:
             self._flush_inputs()
 
     def _relieve(self) -> None:
-        while sum(self._sizes.values()) > _BUFFERED_BYTES:
-            self._flush(max(self._sizes, key=lambda name: self._sizes[name]))
+        while sum(staging.bytes for staging in self._staging.values()) > _BUFFERED_BYTES:
+            self._flush(max(self._staging, key=lambda name: self._staging[name].bytes))
 
     def _flush_all(self) -> None:
         self._flush_rows()
@@ -188,10 +191,14 @@ class CollectionWriter:
             self._submit(lambda: self._row_writer.write(batches), len(batches) * _ROW_BYTES)
 
     def _flush(self, name: str) -> None:
-        blocks, self._buffers[name] = self._buffers[name], []
-        size, self._sizes[name] = self._sizes[name], 0
-        if blocks:
-            self._submit(lambda: self._layer_writers[name].write(blocks), size)
+        size = self._staging[name].bytes
+        self._flushed[name] += size
+        if (staged := self._staging[name].take()) is not None:
+            self._submit(lambda: self._write(name, staged), size)
+
+    def _write(self, name: str, staged: Staged) -> None:
+        self._layer_writers[name].write(staged)
+        release(staged, self._pool)
 
     def _flush_inputs(self) -> None:
         pieces, self._inputs = self._inputs, []
@@ -219,25 +226,24 @@ class CollectionWriter:
             metadata=None if metadata is None else write_table(self._folder / "metadata.arrow", metadata),
             steps=None if steps is None else write_table(self._folder / "steps.arrow", steps),
             inputs=self._input_writer.close() if self._input_writer else None,
-            segments=tuple(one for writer in self._layer_writers.values() for one in writer.close()),
+            segments=self._close_layers(),
         )
 
-
-def _size(block: Block) -> int:
-    return block.gradient.nbytes if isinstance(block, Full) else block.suffix.nbytes + block.prefix.nbytes
+    def _close_layers(self) -> tuple[Segment, ...]:
+        # The disk takes many files that are synced at once in about the time of one.
+        with ThreadPoolExecutor(_SYNCING_THREADS) as pool:
+            closed = pool.map(LayerWriter.close, self._layer_writers.values())
+            return tuple(segment for segments in closed for segment in segments)
 
 
 def _require_block(layer: Layer, block: Block | None, samples: int) -> None:
-    """InternalError unless the block is of this layer's layout, type and widths: nothing wrong gets stored."""
+    """InternalError unless the block is of this layer's layout and widths: nothing wrong gets stored."""
     if block is None:
         raise InternalError(f"A batch has no gradients of layer '{layer.name}'.")
-    dtype = getattr(torch, layer.dtype)
     if isinstance(block, Full):
         good = layer.layout == FULL and block.gradient.shape == (samples, layer.width)
-        good = good and block.gradient.dtype == dtype
     else:
         good = layer.layout != FULL and block.samples == samples and _fits(layer, block)
-        good = good and block.prefix.dtype == dtype
     if not good:
         raise InternalError(f"A batch of {samples} samples has gradients of another form than layer '{layer.name}'.")
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from metaql.storage.arrow_writer import ArrowWriter
-from metaql.storage.blocks import Block
 from metaql.storage.forms import DIFFERING, FIXED
 from metaql.storage.manifest import Segment, Statistics
 from metaql.storage.packing import Packed, pack
 from metaql.storage.schema import Layer
+from metaql.storage.staging import Staged
 
 _SLICE_BYTES = 32 << 20
 _LARGEST_BATCH_BYTES = 64 << 20
@@ -39,9 +38,9 @@ class LayerWriter:
         self._open: _Open | None = None
         self._segments: list[Segment] = []
 
-    def write(self, blocks: Sequence[Block]) -> None:
-        """Appends the blocks, in batches of some tens of megabytes."""
-        packed = self._pack(blocks)
+    def write(self, staged: Staged) -> None:
+        """Appends the samples, in batches of some tens of megabytes."""
+        packed = self._pack(staged)
         segment = self._segment(packed)
         segment.statistics.append(packed.statistics)
         rows = packed.batch.num_rows
@@ -63,11 +62,11 @@ class LayerWriter:
         if self._open is not None:
             self._open.writer.abandon()
 
-    def _pack(self, blocks: Sequence[Block]) -> Packed:
+    def _pack(self, staged: Staged) -> Packed:
         """In the open segment's form where that can be; once samples differed, the form does not go back."""
-        packed = pack(self._layer, blocks, may_be_fixed=self._open is None or self._open.form != DIFFERING)
+        packed = pack(self._layer, staged, may_be_fixed=self._open is None or self._open.form != DIFFERING)
         if packed.form == FIXED and self._open is not None and self._open.schema != packed.batch.schema:
-            return pack(self._layer, blocks, may_be_fixed=False)
+            return pack(self._layer, staged, may_be_fixed=False)
         return packed
 
     def _segment(self, packed: Packed) -> _Open:

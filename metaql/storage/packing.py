@@ -1,4 +1,4 @@
-"""Blocks in memory become one record batch: a few copies of whole buffers, no work per row in Python.
+"""Staged blocks become one record batch: a few passes over whole buffers, no work per row in Python.
 
 This runs on the background thread and therefore in numpy, which releases the interpreter's lock for copies
 and starts no threads of its own beside the training's.
@@ -6,7 +6,6 @@ and starts no threads of its own beside the training's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from metaql.errors import InternalError
 from metaql.storage.arrow_arrays import primitive
-from metaql.storage.blocks import Block, Factored, Full
 from metaql.storage.forms import (
     DIFFERING,
     FIXED,
@@ -31,6 +29,7 @@ from metaql.storage.forms import (
 )
 from metaql.storage.manifest import Statistics
 from metaql.storage.schema import Layer
+from metaql.storage.staging import Staged
 
 # Dropping zero positions costs a pass over them and slower reads: it has to save this much.
 _WORTH_DROPPING = 0.1
@@ -58,36 +57,31 @@ class _Positions:
     offsets: Array
 
 
-def pack(layer: Layer, blocks: Sequence[Block], may_be_fixed: bool) -> Packed:
-    """The blocks, one after another, in the form that suits them; fixed only if ``may_be_fixed``."""
-    if isinstance(blocks[0], Full):
-        return _full(layer, [cast(Full, block).gradient for block in blocks])
-    factored = [cast(Factored, block) for block in blocks]
-    common = _common_positions(factored)
+def pack(layer: Layer, staged: Staged, may_be_fixed: bool) -> Packed:
+    """The samples in the form that suits them; fixed only if ``may_be_fixed``."""
+    values = [_bits(column) for column in staged.values]
+    if layer.layout == FULL:
+        return _full(layer, values[0])
+    suffix, prefix = values
     if layer.unfold is not None:
         # Positions share the stored input, so none can be dropped, and all samples have as many.
-        if common is None:
+        if staged.positions is None:
             raise InternalError(f"Samples of '{layer.name}' differ in positions, though its input is stored whole.")
-        return _fixed(layer, factored, common)
-    suffix, prefix = _values([b.suffix for b in factored]), _values([b.prefix for b in factored])
+        return _fixed_from(layer, suffix, prefix, staged.positions)
     keep = _kept(prefix.reshape(-1, prefix_width(layer)))
     positions = len(prefix) // prefix_width(layer)
-    rows = sum(block.samples for block in factored)
-    if keep is None or not _worth_dropping(layer, int(keep.sum()), positions, rows):
-        if common and may_be_fixed:
-            return _fixed_from(layer, suffix, prefix, common)
-        return _differing(layer, _Positions(suffix, prefix, _offsets(factored)), positions)
-    return _differing(layer, _drop(layer, _Positions(suffix, prefix, _offsets(factored)), keep), positions)
+    found = _Positions(suffix, prefix, staged.offsets)
+    if keep is None or not _worth_dropping(layer, int(keep.sum()), positions, staged.samples):
+        if staged.positions and may_be_fixed:
+            return _fixed_from(layer, suffix, prefix, staged.positions)
+        return _differing(layer, found, positions)
+    return _differing(layer, _drop(layer, found, keep), positions)
 
 
-def _full(layer: Layer, gradients: list[Tensor]) -> Packed:
+def _full(layer: Layer, gradient: Array) -> Packed:
     schema = full_schema(layer)
-    batch = pa.record_batch([_fixed_array(_values(gradients), schema.field(0).type)], schema=schema)
+    batch = pa.record_batch([_fixed_array(gradient, schema.field(0).type)], schema=schema)
     return Packed(FULL, batch, Statistics(0, 0, 0, 0))
-
-
-def _fixed(layer: Layer, blocks: list[Factored], positions: int) -> Packed:
-    return _fixed_from(layer, _values([b.suffix for b in blocks]), _values([b.prefix for b in blocks]), positions)
 
 
 def _fixed_from(layer: Layer, suffix: Array, prefix: Array, positions: int) -> Packed:
@@ -115,25 +109,6 @@ def _differing(layer: Layer, kept: _Positions, before: int) -> Packed:
     total = int(kept.offsets[-1])
     statistics = Statistics(total, before - total, int(lengths.min()), int(lengths.max()))
     return Packed(DIFFERING, pa.record_batch(columns, schema=schema), statistics)
-
-
-def _common_positions(blocks: list[Factored]) -> int | None:
-    """How many positions every sample of every block has; None when they differ or have none."""
-    if any(block.offsets is not None for block in blocks):
-        return None
-    counts = {block.prefix.shape[0] // block.samples for block in blocks}
-    return counts.pop() or None if len(counts) == 1 else None
-
-
-def _offsets(blocks: list[Factored]) -> Array:
-    """Where each sample's positions begin over all blocks, int64 [samples + 1]."""
-    lengths = [
-        np.full(block.samples, block.prefix.shape[0] // block.samples, dtype=np.int64)
-        if block.offsets is None
-        else np.diff(block.offsets.numpy())
-        for block in blocks
-    ]
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(lengths))])
 
 
 def _kept(prefix: Array) -> Array | None:
@@ -173,16 +148,11 @@ def _drop(layer: Layer, all_: _Positions, keep: Array) -> _Positions:
     return _Positions(suffix.reshape(-1), prefix.reshape(-1), before[all_.offsets])
 
 
-def _values(tensors: list[Tensor]) -> Array:
-    """The tensors' values one after another, flat; bfloat16 as its bits."""
-    arrays = [_flat(tensor) for tensor in tensors]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _flat(tensor: Tensor) -> Array:
-    bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
-    array = bits.detach().contiguous().view(-1).numpy()
-    return array.view(np.uint16) if tensor.dtype == torch.bfloat16 else array
+def _bits(values: Tensor) -> Array:
+    """The values as an array; bfloat16 as its bits."""
+    if values.dtype == torch.bfloat16:
+        return cast(Array, values.view(torch.int16).numpy().view(np.uint16))
+    return cast(Array, values.numpy())
 
 
 def _as_index(layer: Layer, suffix: Array) -> Array:

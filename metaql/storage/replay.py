@@ -41,6 +41,8 @@ class Replay:
         dtype = store.manifest.dtype
         assert dtype is not None
         self._gradients = SampleGradients(ModelLosses(self._model, losses), parameters, dtype, store.layers)
+        # bfloat16 is read as float32.
+        self._dtype = torch.float64 if dtype == "float64" else torch.float32
         self._device = next(iter(parameters.values())).device
 
     def gradient(self, inputs: Tensor, targets: Tensor) -> dict[str, Block]:
@@ -49,7 +51,7 @@ class Replay:
             raise BatchError(f"{len(targets)} targets do not go with {len(inputs)} inputs.")
         batch = (inputs.to(self._device), targets.to(self._device))
         blocks = self._gradients.of(batch, np.arange(len(inputs))).blocks
-        return {name: _widened(block) for name, block in blocks.items()}
+        return {name: _converted(block, self._dtype) for name, block in blocks.items()}
 
     def _load(self, store: Store, checkpoint: int) -> None:
         try:
@@ -61,12 +63,8 @@ class Replay:
             ) from error
 
 
-def _widened(block: Block) -> Block:
-    """bfloat16 as float32, which is what a store reads it as."""
+def _converted(block: Block, dtype: torch.dtype) -> Block:
     if isinstance(block, Full):
-        return Full(_wide(block.gradient))
-    return Factored(_wide(block.suffix), _wide(block.prefix), block.samples, block.offsets)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.dtype == torch.bfloat16 else values
+        return Full(block.gradient.to(dtype))
+    suffix = block.suffix.to(dtype) if block.suffix.is_floating_point() else block.suffix
+    return Factored(suffix, block.prefix.to(dtype), block.samples, block.offsets)

@@ -24,6 +24,7 @@ from metaql.storage.lock import WriterLock
 from metaql.storage.manifest import Checkpoint, Collection, DataFile, Manifest
 from metaql.storage.recovery import CHECKPOINTS, COLLECTIONS, INTENT, RECORDING, recover, remove, remove_unnamed
 from metaql.storage.schema import Layer
+from metaql.storage.staging import BufferPool
 
 Update = Callable[[Manifest], Manifest]
 
@@ -39,6 +40,7 @@ class Writer:
         self._layers = manifest.layers
         self._open: list[CollectionWriter] = []
         self._begun = 0
+        self._pool = BufferPool()
 
     @classmethod
     def open(cls, path: str | Path, *, overwrite: bool = False) -> Writer:
@@ -101,7 +103,9 @@ class Writer:
         with writing(folder):
             folder.mkdir(parents=True)
             (folder / INTENT).write_text(json.dumps({"split": split, "checkpoint": checkpoint}))
-        writer = CollectionWriter(folder, self._layers, split, checkpoint, self._commit_collection, self._discard)
+        writer = CollectionWriter(
+            folder, self._layers, split, checkpoint, self._commit_collection, self._discard, self._pool
+        )
         self._open = [one for one in self._open if not one.closed] + [writer]
         return writer
 

@@ -235,7 +235,6 @@ def test_info_says_what_there_is(store_path):
         Factored(torch.ones(4, 3), torch.ones(4, 2), 4),
         Factored(torch.ones(5, 4), torch.ones(5, 2), 5),
         Factored(torch.ones(5, 3), torch.ones(5, 3), 5),
-        Factored(torch.ones(5, 3).double(), torch.ones(5, 2).double(), 5),
         Factored(torch.ones(5, 3), torch.ones(5, 2), 5, torch.tensor([0, 1, 2, 3, 4, 6])),
         Full(torch.ones(5, 6)),
     ],

@@ -19,12 +19,12 @@ from metaql.storage.recording.losses import LossFunction, ModelLosses
 from metaql.storage.recording.metadata import as_table, for_samples, require_same_types
 from metaql.storage.recording.model_state import digest, require_repeatable, trainable, weights
 from metaql.storage.recording.optimizers import checkpoint_settings
-from metaql.storage.recording.sample_blocks import TORCH_DTYPES
 from metaql.storage.recording.sample_gradients import BatchGradients, SampleGradients
 from metaql.storage.recording.trajectory import Reduction, Trajectory
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
 
+DTYPES = ("float32", "float64", "bfloat16")
 # Names that relations have, which a split of the same name would hide.
 RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs")
 
@@ -53,8 +53,8 @@ class Recorder:
         inputs: bool = False,
         overwrite: bool = False,
     ) -> None:
-        if dtype not in TORCH_DTYPES:
-            raise RecordingError(f"dtype can be {', '.join(map(repr, TORCH_DTYPES))}; not {dtype!r}.")
+        if dtype not in DTYPES:
+            raise RecordingError(f"dtype can be {', '.join(map(repr, DTYPES))}; not {dtype!r}.")
         self._parameters = trainable(model, layers)
         self._model = model
         self._dtype = dtype

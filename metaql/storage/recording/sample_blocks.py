@@ -14,8 +14,6 @@ from metaql.storage.recording.aligned import AlignedUse
 from metaql.storage.recording.layering import FACTORED_KINDS, geometry
 from metaql.storage.schema import FACTORED, Layer, Parameter
 
-TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-
 
 def parameter_gradient(
     name: str, shape: tuple[int, ...], uses: Sequence[AlignedUse], chosen: Sequence[int] | None = None
@@ -31,17 +29,15 @@ def make_block(
     uses: Sequence[AlignedUse],
     replayed: Mapping[str, Tensor],
     samples: int,
-    borrowed: frozenset[int] | None,
 ) -> Block:
-    """The layer's gradients of a batch in the layer's layout, on the CPU.
+    """The layer's gradients of a batch in the layer's layout; its tensors may be the model's own.
 
     ``replayed`` holds whole gradients [n, *shape] of parameters that the uses do not give; a parameter in
-    neither has none. ``borrowed`` are the storages that somebody may still write to, which are copied; None
-    stands for those of all inputs.
+    neither has none.
     """
     if layer.kind in FACTORED_KINDS and layer.layout == FACTORED:
         own = [use for use in uses if use.captured.weight == layer.parameters[0].name]
-        return _factored(layer, own, samples, borrowed)
+        return _factored(layer, own, samples)
     if layer.layout == FACTORED:
         (parameter,) = layer.parameters
         return _where_any(layer, _gradient(parameter, uses, replayed), samples)
@@ -52,7 +48,7 @@ def make_block(
         like.new_zeros(samples, width) if gradient is None else gradient
         for gradient, width in zip(gradients, widths, strict=True)
     ]
-    return Full(_keep(torch.cat(filled, dim=1), layer, frozenset()))
+    return Full(torch.cat(filled, dim=1))
 
 
 def _first(gradients: Sequence[Tensor | None]) -> Tensor:
@@ -113,7 +109,7 @@ def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str])
         )
 
 
-def _factored(layer: Layer, own: Sequence[AlignedUse], samples: int, borrowed: frozenset[int] | None) -> Factored:
+def _factored(layer: Layer, own: Sequence[AlignedUse], samples: int) -> Factored:
     if not own:
         return _nothing(layer, samples)
     if layer.unfold is not None:
@@ -123,35 +119,25 @@ def _factored(layer: Layer, own: Sequence[AlignedUse], samples: int, borrowed: f
         suffix = (torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]).flatten(0, 1)
     prefixes = [use.prefix for use in own]
     prefix = (torch.cat(prefixes, dim=1) if len(prefixes) > 1 else prefixes[0]).flatten(0, 1)
-    return Factored(_keep(suffix, layer, borrowed), _keep(prefix, layer, borrowed or frozenset()), samples)
+    return Factored(suffix.detach(), prefix.detach(), samples)
 
 
 def _nothing(layer: Layer, samples: int) -> Factored:
     """No position for any sample: the layer took no part in this batch."""
     assert layer.input_width is not None
     assert layer.output_width is not None
-    dtype = TORCH_DTYPES[layer.dtype]
-    prefix = torch.zeros(0, layer.output_width, dtype=dtype)
+    prefix = torch.zeros(0, layer.output_width)
     offsets = torch.zeros(samples + 1, dtype=torch.int64)
     if layer.kind == "embedding":
         return Factored(torch.zeros(0, dtype=torch.int64), prefix, samples, offsets)
-    return Factored(torch.zeros(0, layer.groups * layer.input_width, dtype=dtype), prefix, samples, offsets)
+    return Factored(torch.zeros(0, layer.groups * layer.input_width), prefix, samples, offsets)
 
 
 def _where_any(layer: Layer, gradient: Tensor | None, samples: int) -> Factored:
     """One position, the gradient as its prefix, for each sample that has any."""
     if gradient is None:
         return _nothing(layer, samples)
-    prefix = _keep(gradient, layer, frozenset())
-    busy = prefix.any(dim=1)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), busy.cumsum(0)])
-    prefix = prefix[busy]
-    return Factored(torch.ones(len(prefix), 1, dtype=prefix.dtype), prefix, samples, offsets)
-
-
-def _keep(values: Tensor, layer: Layer, borrowed: frozenset[int] | None) -> Tensor:
-    dtype = TORCH_DTYPES[layer.dtype] if values.is_floating_point() else values.dtype
-    kept = values.detach().to("cpu", dtype).contiguous()
-    storage = kept.untyped_storage().data_ptr()
-    lent = storage == values.untyped_storage().data_ptr() if borrowed is None else storage in borrowed
-    return kept.clone() if lent else kept
+    busy = gradient.any(dim=1)
+    offsets = torch.cat([busy.new_zeros(1, dtype=torch.int64), busy.cumsum(0)])
+    prefix = gradient[busy]
+    return Factored(prefix.new_ones(len(prefix), 1), prefix, samples, offsets)

@@ -22,7 +22,7 @@ from metaql.storage.blocks import Block
 from metaql.storage.recording import losses, sample_blocks
 from metaql.storage.recording.aligned import AlignedUse
 from metaql.storage.recording.alignment import Alignment, align, probes
-from metaql.storage.recording.batches import take, tensors
+from metaql.storage.recording.batches import take
 from metaql.storage.recording.capture import Capture
 from metaql.storage.recording.layering import form_layers
 from metaql.storage.recording.losses import ModelLosses, require_one_per_sample
@@ -122,9 +122,8 @@ class SampleGradients:
             plan = self._plans[run.signature]
             replayed = self._replay(run, plan)
         uses = [use for use in _aligned(run, plan.alignments) if not _replaces(replayed, use)]
-        borrowed = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors(batch))
         assert self.layers is not None
-        blocks = {layer.name: make_block(layer, uses, replayed, samples, borrowed) for layer in self.layers}
+        blocks = {layer.name: make_block(layer, uses, replayed, samples) for layer in self.layers}
         sample_blocks.require_finite(blocks, ids)
         return BatchGradients(run.values.detach(), run.logits, blocks)
 

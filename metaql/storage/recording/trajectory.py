@@ -124,7 +124,7 @@ class Trajectory:
                 require_same_form(layer, uses, set(self._parameters))
             assert alignments is not None
             self._alignments[watched.signature] = alignments
-        return {layer.name: make_block(layer, uses, {}, watched.samples, None) for layer in self._layers}
+        return {layer.name: make_block(layer, uses, {}, watched.samples) for layer in self._layers}
 
     def _require_captured(self, watched: WatchedStep) -> None:
         if not any(dy is not None for dy in watched.dys) and not watched.gradients:
