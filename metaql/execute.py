@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import re
+import weakref
 from collections.abc import Callable
 from functools import cached_property
 from types import FrameType
@@ -15,10 +17,31 @@ from metaql.udfs.references import GRADIENT
 
 Parameters = list[Any] | tuple[Any, ...] | dict[str, Any] | None
 
-# What belongs to one connection and is not seen by its cursors.
-_OWN_STATE = re.compile(r"\b(temp|temporary|set|reset|use|begin|start|prepare|pragma|load|variable)\b", re.IGNORECASE)
+# Statements whose effects belong to one connection and are not seen by its cursors.
+_OWN_STATE = re.compile(
+    r"(^|;)\s*(set|reset|use|begin|start|prepare|pragma|load|create\s+(or\s+replace\s+)?(temp|temporary))\b",
+    re.IGNORECASE,
+)
 # DuckDB looks for DataFrames in the frame that calls it, which this makes look like the user's own.
 _CALL = compile("__metaql_cursor__.sql(__metaql_text__, params=__metaql_parameters__)", "<metaql>", "eval")
+
+
+# DuckDB complains at exit about functions in connections that nobody closed.
+_open: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+# A relation keeps its cursor alive, and this the connection behind it: functions are gone with the connection that
+# registered them, and DuckDB 2.0.0 crashes when a cursor calls one after that.
+_parents: weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, duckdb.DuckDBPyConnection]
+_parents = weakref.WeakKeyDictionary()
+
+
+@atexit.register
+def _close_all() -> None:
+    # Cursors first: a result that is read half may still be computed by other threads, which call our functions.
+    for cursor in list(_parents):
+        cursor.interrupt()
+        cursor.close()
+    for connection in list(_open):
+        connection.close()
 
 
 class Executor:
@@ -34,6 +57,7 @@ class Executor:
         self._has_own_state = False
         self._set_path = duckdb.extract_statements(f"SET search_path = '{search_path}'")[0]
         connection.execute(self._set_path)
+        _open.add(connection)
 
     def run(self, text: str, parameters: Parameters, frame: FrameType) -> Any:
         """DuckDB's relation for a query; statements run at once."""
@@ -74,6 +98,7 @@ class Executor:
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         cursor = self._connection.cursor()
+        _parents[cursor] = self._connection
         cursor.execute(self._set_path)
         for name, table in self._registered.items():
             cursor.register(name, table)

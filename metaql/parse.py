@@ -13,8 +13,11 @@ from sqlglot.errors import SqlglotError
 # A text with none of these words goes to DuckDB untouched. One that averages gradients under another name, taken
 # from a view for instance, is noticed by DuckDB's binder, and then planned after all (see execute.py).
 _WORDS = re.compile(r"\b(gradients?|inner_product|cosine_similarity|norm|layers|restore)\b", re.IGNORECASE)
-_EXPLAIN = re.compile(r"\s*explain(\s+analyze)?(\s*\([^()]*\))?\s", re.IGNORECASE)
-_QUERY = re.compile(r"[\s(]*(select|with|from|values|table|describe|summarize|show|explain|pivot)\b", re.IGNORECASE)
+_SPACE = r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
+_EXPLAIN = re.compile(_SPACE + r"explain(\s+analyze)?(\s*\([^()]*\))?\s", re.IGNORECASE | re.DOTALL)
+_QUERY = re.compile(
+    _SPACE + r"(select|with|from|values|table|describe|summarize|show|explain|pivot)\b", re.IGNORECASE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)

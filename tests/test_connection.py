@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -131,6 +133,14 @@ def test_temporary_tables_settings_and_transactions(db: Connection) -> None:
     db.sql("ROLLBACK")
     with pytest.raises(duckdb.CatalogException):
         db.sql("SELECT * FROM gone")
+
+
+def test_comments_and_updates_change_nothing_about_cursors(db: Connection) -> None:
+    assert db._executor is not None
+    db.sql("CREATE TABLE mine AS SELECT sample_id FROM train")
+    db.sql("UPDATE mine SET sample_id = 1")
+    assert db.sql("-- set\n/* use */ SELECT count(*) FROM mine").fetchall() == [(8,)]
+    assert not db._executor._has_own_state
 
 
 def test_a_second_query_while_the_first_is_half_read(db: Connection) -> None:
@@ -350,3 +360,18 @@ def test_a_plan_is_made_anew_when_a_relation_has_changed(db: Connection) -> None
     assert db.sql(query).fetchall() == [(False, False)]
     db.sql("CREATE OR REPLACE TABLE mine AS SELECT sample_id, 1 AS gradient FROM train")
     assert db.sql(query).fetchall() == [(False, True)]
+
+
+@pytest.mark.parametrize("ending", ["del db; gc.collect(); relation.fetchall()", "del db, relation", "db.close()", ""])
+def test_a_relation_outlives_its_connection_and_nothing_complains_at_exit(ending: str, small_store: Path) -> None:
+    code = f"""
+import gc, metaql
+db = metaql.connect({str(small_store)!r})
+relation = db.sql("SELECT norm(gradient) FROM train")
+relation.fetchall()
+{ending}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
+    )
+    assert (done.returncode, done.stderr) == (0, "")
