@@ -38,7 +38,6 @@ _parents = weakref.WeakKeyDictionary()
 def _close_all() -> None:
     # Cursors first: a result that is read half may still be computed by other threads, which call our functions.
     for cursor in list(_parents):
-        cursor.interrupt()
         cursor.close()
     for connection in list(_open):
         connection.close()
