@@ -18,7 +18,7 @@ from metaql.storage.durable import writing
 from metaql.storage.forms import prefix_width, suffix_width
 from metaql.storage.input_writer import InputWriter
 from metaql.storage.layer_writer import LayerWriter
-from metaql.storage.manifest import Collection, Segment
+from metaql.storage.manifest import Collection, Inputs, Segment
 from metaql.storage.row_writer import RowWriter, row_batch
 from metaql.storage.schema import FULL, Layer
 from metaql.storage.staging import BufferPool, LayerStaging, Staged, release
@@ -108,15 +108,20 @@ class CollectionWriter:
         self.rows += len(ids)
         self._torn = False
 
-    def finish(self, metadata: Any = None, steps: Any = None) -> int:
-        """Writes what is left and commits; returns the rows. ``metadata`` and ``steps`` are Arrow tables."""
+    def finish(
+        self, metadata: Any = None, steps: Any = None, input_form: tuple[tuple[int, ...], str] | None = None
+    ) -> int:
+        """Writes what is left and commits; returns the rows. ``metadata`` and ``steps`` are Arrow tables.
+
+        ``input_form`` is the shape and torch dtype that all inputs have in common, for when they are not kept.
+        """
         self._require_usable()
         try:
             self._flush_all()
             self._background.drain()
             self._background.stop()
             with writing(self._folder):
-                collection = self._close_files(metadata, steps)
+                collection = self._close_files(metadata, steps, input_form)
             self._commit(self._folder, collection)
         except BaseException:
             self.abort()
@@ -214,7 +219,7 @@ class CollectionWriter:
 
         self._background.submit(write, size)
 
-    def _close_files(self, metadata: Any, steps: Any) -> Collection:
+    def _close_files(self, metadata: Any, steps: Any, input_form: tuple[tuple[int, ...], str] | None) -> Collection:
         """The collection as its folder holds it: its rows and paths count from its own beginning."""
         return Collection(
             number=0,
@@ -225,7 +230,7 @@ class CollectionWriter:
             row_file=self._row_writer.close(),
             metadata=None if metadata is None else write_table(self._folder / "metadata.arrow", metadata),
             steps=None if steps is None else write_table(self._folder / "steps.arrow", steps),
-            inputs=self._input_writer.close() if self._input_writer else None,
+            inputs=self._input_writer.close() if self._input_writer else input_form and Inputs(None, *input_form),
             segments=self._close_layers(),
         )
 

@@ -66,9 +66,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The samples' inputs: one row a sample, of this shape and torch dtype."""
+    """The samples' inputs: their common shape and torch dtype, and the file of them where they are kept."""
 
-    file: DataFile
+    file: DataFile | None
     shape: tuple[int, ...]
     dtype: str
 
@@ -109,14 +109,21 @@ class Checkpoint:
     settings: Mapping[str, Any]
 
 
+CROSS_ENTROPY = "cross_entropy"
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """A version of a store. The ``next_`` counters only ever grow: no number is used for two things."""
+    """A version of a store. The ``next_`` counters only ever grow: no number is used for two things.
+
+    ``losses`` is ``CROSS_ENTROPY`` for the recorder's default, else the name of the user's function.
+    """
 
     id: int
     version: int
     created: str
     model: str | None = None
+    losses: str | None = None
     dtype: str | None = None
     layers: tuple[Layer, ...] = ()
     next_row: int = 0
@@ -132,9 +139,9 @@ class Manifest:
         return frozenset(weights | {file.path for collection in self.collections for file in collection.files})
 
 
-def define(manifest: Manifest, model: str, dtype: str, layers: tuple[Layer, ...]) -> Manifest:
-    """With the model's name and the layers that are recorded."""
-    return replace(manifest, model=model, dtype=dtype, layers=layers)
+def define(manifest: Manifest, model: str, losses: str | None, dtype: str, layers: tuple[Layer, ...]) -> Manifest:
+    """With the model's and the losses' names and the layers that are recorded."""
+    return replace(manifest, model=model, losses=losses, dtype=dtype, layers=layers)
 
 
 def add_checkpoint(manifest: Manifest, checkpoint: Checkpoint) -> Manifest:

@@ -99,7 +99,7 @@ def _segment(body: dict[str, Any]) -> Segment:
 
 
 def _inputs(body: dict[str, Any]) -> Inputs:
-    return Inputs(_file(body["file"]), tuple(body["shape"]), body["dtype"])
+    return Inputs(_optional(_file, body["file"]), tuple(body["shape"]), body["dtype"])
 
 
 def _file(body: dict[str, Any]) -> DataFile:

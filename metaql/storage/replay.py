@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metaql.errors import BatchError, ModelStateError
 from metaql.storage.blocks import Block, Factored, Full
+from metaql.storage.manifest import CROSS_ENTROPY
 from metaql.storage.recording.losses import LossFunction, ModelLosses
 from metaql.storage.recording.model_state import require_repeatable
 from metaql.storage.recording.sample_gradients import SampleGradients
@@ -30,6 +31,11 @@ class Replay:
         if not numbers or not store.layers:
             raise ModelStateError(
                 f"{store.path} has no recorded checkpoint to replay a sample at. Collect at one first."
+            )
+        if losses is None and store.manifest.losses != CROSS_ENTROPY:
+            raise ModelStateError(
+                f"{store.path} records the gradients of '{store.manifest.losses}'; a replay without them "
+                "would be of cross entropy. Leave out model=."
             )
         self._model = copy.deepcopy(model).eval()
         self._load(store, numbers[-1] if checkpoint is None else checkpoint)

@@ -109,7 +109,8 @@ class Store:
                 raise self._no_such_row(int(row))
         places = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
         kept = [self.manifest.collections[place] for place in places.tolist()]
-        without = [one.split for one in kept if one.inputs is None]
+        files = [(one.inputs.file, one.first_row) for one in kept if one.inputs and one.inputs.file]
+        without = [one.split for one in kept if not (one.inputs and one.inputs.file)]
         if without or not kept:
             split = f"split '{without[0]}'" if without else "no rows"
             raise StoreError(f"The inputs of {split} were not kept: record with Recorder(..., inputs=True).")
@@ -117,7 +118,7 @@ class Store:
         if len(kinds) > 1:
             raise StoreError(f"These rows' inputs differ in shape or type and can't be one tensor: {sorted(kinds)}.")
         shape, dtype = kinds.pop()
-        sources = [Source(one.inputs.file, FULL_FORM, one.first_row) for one in kept if one.inputs]
+        sources = [Source(file, FULL_FORM, first_row) for file, first_row in files]
         (values,) = read_rows(BatchIndex(self._open_files, sources), rows, (0,)).tensors
         return _as_dtype(values, getattr(torch, dtype)).reshape(len(rows), *shape)
 

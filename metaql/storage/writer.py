@@ -62,13 +62,13 @@ class Writer:
             lock.release()
             raise
 
-    def define(self, model: str, layers: tuple[Layer, ...], dtype: str) -> None:
-        """Says what is recorded; from the next commit on it stands in the store, and can't be changed there."""
+    def define(self, model: str, layers: tuple[Layer, ...], dtype: str, losses: str | None = None) -> None:
+        """Says what is recorded, and by what name the losses go; from the next commit on it can't be changed."""
         if self.manifest.model is not None:
             self._require_same(model, layers)
             return
         self._layers = layers
-        self._definition = lambda manifest: updates.define(manifest, model, dtype, layers)
+        self._definition = lambda manifest: updates.define(manifest, model, losses, dtype, layers)
 
     def add_checkpoint(
         self, weights: Mapping[str, Tensor], digest: str, step: int | None, settings: Mapping[str, Any]
@@ -213,7 +213,7 @@ def _placed(collection: Collection, number: int, place: str, first_row: int) -> 
         row_file=put(collection.row_file),
         metadata=put(collection.metadata) if collection.metadata else None,
         steps=put(collection.steps) if collection.steps else None,
-        inputs=replace(inputs, file=put(inputs.file)) if inputs else None,
+        inputs=replace(inputs, file=put(inputs.file)) if inputs and inputs.file else inputs,
         segments=tuple(
             replace(one, first_row=one.first_row + first_row, file=put(one.file)) for one in collection.segments
         ),

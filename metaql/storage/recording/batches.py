@@ -125,16 +125,27 @@ def integer_ids(ids: Any) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def input_form(batch: Any, samples: int) -> tuple[tuple[int, ...], str] | None:
+    """The shape and dtype of one input; None where inputs are not one tensor."""
+    inputs = _inputs(batch, samples)
+    return None if inputs is None else (tuple(inputs.shape[1:]), str(inputs.dtype).removeprefix("torch."))
+
+
 def inputs_of(batch: Any, samples: int) -> Tensor:
     """The batch's one tensor of inputs, on the CPU: the first of (inputs, targets), or the only one of a dict."""
-    if isinstance(batch, Mapping):
-        others = [value for key, value in batch.items() if key != "labels" and isinstance(value, Tensor)]
-        inputs = others[0] if len(others) == 1 else None
-    else:
-        inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-    if not isinstance(inputs, Tensor) or not _has(samples, inputs):
+    inputs = _inputs(batch, samples)
+    if inputs is None:
         raise BatchError(
             "inputs=True keeps the inputs of batches like (inputs, targets), where inputs is one tensor with the "
             "samples in its first dimension; this batch has none such. Record with inputs=False."
         )
     return inputs.detach().cpu().clone()
+
+
+def _inputs(batch: Any, samples: int) -> Tensor | None:
+    if isinstance(batch, Mapping):
+        others = [value for key, value in batch.items() if key != "labels" and isinstance(value, Tensor)]
+        inputs = others[0] if len(others) == 1 else None
+    else:
+        inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    return inputs if isinstance(inputs, Tensor) and _has(samples, inputs) else None

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from metaql.errors import BatchError, ModelStateError, RecordingError, SampleIdError
 from metaql.storage.collection_writer import CollectionWriter
-from metaql.storage.recording.batches import identified, inputs_of, labels, move
+from metaql.storage.manifest import CROSS_ENTROPY
+from metaql.storage.recording.batches import identified, input_form, inputs_of, labels, move
 from metaql.storage.recording.losses import LossFunction, ModelLosses
 from metaql.storage.recording.metadata import as_table, for_samples, require_same_types
 from metaql.storage.recording.model_state import digest, require_repeatable, trainable, weights
@@ -56,6 +57,9 @@ class Recorder:
         if dtype not in DTYPES:
             raise RecordingError(f"dtype can be {', '.join(map(repr, DTYPES))}; not {dtype!r}.")
         self._parameters = trainable(model, layers)
+        self._losses = (
+            CROSS_ENTROPY if losses is None else f"losses={getattr(losses, '__name__', type(losses).__name__)}"
+        )
         self._model = model
         self._dtype = dtype
         self._keep_inputs = inputs
@@ -67,7 +71,7 @@ class Recorder:
             raise
         known = self._writer.manifest.layers or None
         self._gradients = SampleGradients(ModelLosses(model, losses), self._parameters, dtype, known)
-        self._trajectory = Trajectory(self._parameters, self._writer, dtype, type(model).__name__)
+        self._trajectory = Trajectory(self._parameters, self._writer, dtype, type(model).__name__, self._losses)
 
     def checkpoint(self, optimizer: torch.optim.Optimizer | None = None, **settings: Any) -> int:
         """Saves the weights under the next number, which is returned, with the optimizer's settings.
@@ -103,6 +107,7 @@ class Recorder:
         try:
             ids_seen: list[np.ndarray] = []
             classes: list[Tensor | None] = []
+            forms: set[Any] = set()
             for ids, batch in batches:
                 require_new(ids, taken, split)
                 batch = move(batch, self._device)
@@ -113,12 +118,13 @@ class Recorder:
                 collection.append(ids, result.blocks, *outputs(result), inputs=inputs)
                 ids_seen.append(ids)
                 classes.append(labels(batch, len(ids)))
+                forms.add(input_form(batch, len(ids)))
                 progress.update(len(ids))
             if collection is None:
                 raise BatchError(f"data for split '{split}' holds no samples.")
             table = for_samples(table, np.concatenate(ids_seen), _joined(classes))
             self._require_types(table)
-            return collection.finish(table)
+            return collection.finish(table, input_form=forms.pop() if len(forms) == 1 else None)
         except BaseException:
             if collection is not None:
                 collection.abort()
@@ -162,7 +168,7 @@ class Recorder:
 
     def _begin(self, split: str, checkpoint: int) -> CollectionWriter:
         assert self._gradients.layers is not None
-        self._writer.define(type(self._model).__name__, self._gradients.layers, self._dtype)
+        self._writer.define(type(self._model).__name__, self._gradients.layers, self._dtype, self._losses)
         return self._writer.collection(split, checkpoint)
 
     def _require_same_model(self) -> None:
@@ -178,6 +184,11 @@ class Recorder:
                     f"{_shape(stored.get(name))} there and {_shape(given.get(name))} here. Use another path, the same "
                     "layers=, or overwrite=True to begin anew."
                 )
+        if (manifest.losses == CROSS_ENTROPY) != (self._losses == CROSS_ENTROPY):
+            raise RecordingError(
+                f"The store at {self._writer.path} records the gradients of '{manifest.losses}', not of "
+                f"'{self._losses}'. Pass the same losses=, or overwrite=True to begin anew."
+            )
         if manifest.dtype != self._dtype:
             raise RecordingError(
                 f"The store at {self._writer.path} keeps {manifest.dtype}, not {self._dtype}. Pass "

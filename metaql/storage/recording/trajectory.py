@@ -37,11 +37,14 @@ COMMIT_SECONDS = 30.0
 class Trajectory:
     """The steps of a training run on their way into a store."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], writer: Writer, dtype: str, model: str) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], writer: Writer, dtype: str, model: str, losses: str
+    ) -> None:
         self._parameters = parameters
         self._writer = writer
         self._dtype = dtype
         self._model = model
+        self._losses = losses
         self._layers = writer.manifest.layers
         self._alignments: dict[tuple[Any, ...], Sequence[Alignment | None]] = {}
         self._collection: CollectionWriter | None = None
@@ -97,7 +100,7 @@ class Trajectory:
         if split != self._split:
             self.commit()
         if self._collection is None:
-            self._writer.define(self._model, self._layers, self._dtype)
+            self._writer.define(self._model, self._layers, self._dtype, self._losses)
             self._collection = self._writer.collection(split, None)
             self._split, self._since = split, time.monotonic()
         number = self.steps + 1
