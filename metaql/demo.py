@@ -18,7 +18,7 @@ from metaql.errors import MetaQLError
 
 PATH = Path("runs/digits")
 WRONG = 0.05
-EPOCHS, BATCH, LEARNING_RATE, MOMENTUM = 6, 32, 0.1, 0.9
+EPOCHS, BATCH, LEARNING_RATE, MOMENTUM = 6, 32, 0.07, 0.9
 
 QUERY = """\
 SELECT t.sample_id, t.label AS given_label, t.true_label,
@@ -39,9 +39,9 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1)
-        self.fc1 = nn.Linear(512, 64)
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.fc1 = nn.Linear(1024, 64)
         self.fc2 = nn.Linear(64, 10)
 
     def forward(self, pictures: Tensor) -> Tensor:

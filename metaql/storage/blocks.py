@@ -6,6 +6,7 @@ Letters: n samples, s positions, g groups, i one group's input width, o one grou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -45,8 +46,11 @@ class Full:
 Block = Factored | Full
 
 
-def unfold(geometry: Unfold, inputs: Tensor, groups: int) -> Tensor:
-    """The patches a convolution sees: inputs [n, channels, *spatial] => [n, s, g·i], in the order of its output."""
+def unfold(geometry: Unfold, inputs: Tensor) -> Tensor:
+    """The patches a convolution sees: inputs [n, channels, *spatial] => [n, s, g·i], in the order of its output.
+
+    A view of [n, g·i, s], in which runs of pixels stay together: copying them so is several times faster.
+    """
     pads = [amount for pair in reversed(geometry.padding) for amount in pair]
     patches = torch.nn.functional.pad(inputs, pads) if any(pads) else inputs
     dimensions = len(geometry.kernel)
@@ -57,8 +61,7 @@ def unfold(geometry: Unfold, inputs: Tensor, groups: int) -> Tensor:
     n, channels = inputs.shape[:2]
     spatial = tuple(range(2, 2 + dimensions))
     kernel = tuple(range(2 + dimensions, 2 + 2 * dimensions))
-    width = channels // groups * prod(geometry.kernel)
-    return patches.permute(0, *spatial, 1, *kernel).reshape(n, -1, groups * width)
+    return patches.permute(0, 1, *kernel, *spatial).reshape(n, channels * prod(geometry.kernel), -1).transpose(1, 2)
 
 
 def rows(layer: Layer, block: Factored) -> Factored:
@@ -66,7 +69,7 @@ def rows(layer: Layer, block: Factored) -> Factored:
     if layer.unfold is None:
         return block
     inputs = block.suffix.reshape(block.samples, *layer.unfold.input_shape)
-    suffix = unfold(layer.unfold, inputs, layer.groups).flatten(0, 1)
+    suffix = unfold(layer.unfold, inputs).flatten(0, 1)
     return Factored(suffix, block.prefix, block.samples, block.offsets)
 
 
@@ -91,14 +94,30 @@ def lay_out(layer: Layer, block: Block) -> Tensor:
 
 def weight_gradient(kind: str, block: Factored, groups: int, shape: tuple[int, ...]) -> Tensor:
     """The gradient of a weight of this shape, flattened, [n, elements], from one suffix row a position."""
+    if block.offsets is None:
+        positions = block.prefix.shape[0] // max(block.samples, 1)
+        split = (block.samples, positions)
+        return products(kind, block.suffix.unflatten(0, split), block.prefix.unflatten(0, split), groups, shape)
+    pieces = [
+        products(kind, block.suffix[begin:end].unsqueeze(0), block.prefix[begin:end].unsqueeze(0), groups, shape)
+        for begin, end in pairwise(block.offsets.tolist())
+    ]
+    return torch.cat([block.prefix.new_zeros(0, prod(shape)), *pieces])
+
+
+def products(kind: str, suffix: Tensor, prefix: Tensor, groups: int, shape: tuple[int, ...]) -> Tensor:
+    """Σ_s of the products of suffixes [n, s, g·i] and prefixes [n, s, g·o] that a kind of layer takes, [n, elements].
+
+    An embedding's suffixes are the rows it looked up, [n, s].
+    """
     if kind == "embedding":
-        return _table_rows(block, shape[0])
+        return _table_rows(suffix, prefix, shape[0])
     if kind == "norm":
-        return sum_by_sample(block, block.prefix * block.suffix)
-    if block.offsets is not None:
-        pieces = [_outer(_piece(block, sample), groups) for sample in range(block.samples)]
-        return torch.cat([block.prefix.new_zeros(0, prod(shape)), *pieces])
-    return _outer(block, groups)
+        return (prefix * suffix).sum(1)
+    if groups == 1:
+        return torch.bmm(prefix.transpose(1, 2), suffix).flatten(1)
+    split = [values.unflatten(2, (groups, values.shape[2] // groups)) for values in (prefix, suffix)]
+    return torch.einsum("nsgo,nsgi->ngoi", *split).flatten(1)
 
 
 def sum_by_sample(block: Factored, values: Tensor) -> Tensor:
@@ -109,22 +128,9 @@ def sum_by_sample(block: Factored, values: Tensor) -> Tensor:
     return total.index_add_(0, owners(block), values)
 
 
-def _outer(block: Factored, groups: int) -> Tensor:
-    """Σ_s prefix_s suffix_sᵀ for each sample and group."""
-    positions = block.prefix.shape[0] // block.samples
-    suffix = block.suffix.reshape(block.samples, positions, groups, block.suffix.shape[1] // groups)
-    prefix = block.prefix.reshape(block.samples, positions, groups, block.prefix.shape[1] // groups)
-    return torch.einsum("nsgo,nsgi->ngoi", prefix, suffix).flatten(1)
-
-
-def _piece(block: Factored, sample: int) -> Factored:
-    assert block.offsets is not None
-    own = slice(int(block.offsets[sample]), int(block.offsets[sample + 1]))
-    return Factored(block.suffix[own], block.prefix[own], 1)
-
-
-def _table_rows(block: Factored, table_rows: int) -> Tensor:
+def _table_rows(suffix: Tensor, prefix: Tensor, table_rows: int) -> Tensor:
     """The gradient of an embedding's table: each prefix added to the row that its position looked up."""
-    total = block.prefix.new_zeros(block.samples * table_rows, block.prefix.shape[1])
-    total.index_add_(0, owners(block) * table_rows + block.suffix, block.prefix)
-    return total.reshape(block.samples, -1)
+    n, _, width = prefix.shape
+    total = prefix.new_zeros(n * table_rows, width)
+    places = torch.arange(n, device=prefix.device).unsqueeze(1) * table_rows + suffix
+    return total.index_add_(0, places.flatten(), prefix.flatten(0, 1)).reshape(n, -1)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Factored, sum_by_sample, weight_gradient
+from metaql.storage.blocks import products
 from metaql.storage.recording.alignment import Alignment
 from metaql.storage.recording.capture import CapturedUse
 
@@ -29,68 +29,51 @@ class AlignedUse:
 
     @cached_property
     def prefix(self) -> Tensor:
-        """[n, positions, output width]."""
-        if self.scale is None:
-            return self._unscaled()
-        prefix = at_least_float32(self._unscaled())
-        return prefix * self.scale.to(prefix.device, prefix.dtype)[:, None, None]
-
-    def _unscaled(self) -> Tensor:
-        use = self.captured.use
-        return self._align(use.operation.prefix(use, self.dy)).flatten(1, -2)
+        """[n, positions, output width], in float32 or float64."""
+        prefix = self._unscaled()
+        return prefix if self.scale is None else prefix * self.scale.to(prefix.device, prefix.dtype)[:, None, None]
 
     @cached_property
     def suffix(self) -> Tensor:
-        """[n, positions, input width of all groups]; an embedding's rows, [n, positions]."""
+        """[n, positions, input width of all groups]; an embedding's rows, [n, positions].
+
+        Under autocast the operation rounded its input to the type of its output, and so does the suffix.
+        """
         use = self.captured.use
         values = self._align(use.operation.suffix(use).detach())
-        return values.flatten(1) if use.operation.kind == "embedding" else values.flatten(1, -2)
+        if use.operation.kind == "embedding":
+            return values.flatten(1)
+        return _at_least_float32(values.flatten(1, -2).to(self.dy.dtype))
 
     @property
     def kept_input(self) -> Tensor:
         """The convolution's own input, [n, elements]."""
         return self._align(self.captured.use.inputs.detach()).flatten(1)
 
-    @cached_property
-    def block(self) -> Factored:
-        """Its factors, one suffix row a position, in float32 or float64.
-
-        Under autocast the operation rounded its input to the type of its output, and so does the suffix.
-        """
-        prefix, suffix = self.prefix.flatten(0, 1), self.suffix.flatten(0, 1)
-        if suffix.is_floating_point():
-            suffix = at_least_float32(suffix.to(self.dy.dtype))
-        return Factored(suffix, at_least_float32(prefix), self.samples)
-
     def weight_gradient(self, shape: tuple[int, ...], chosen: Sequence[int] | None = None) -> Tensor:
         """What this use adds to its weight's gradient, [n or the chosen samples, elements]."""
         use = self.captured.use
-        return weight_gradient(use.operation.kind, self._choose(chosen), use.groups, shape)
+        suffix, prefix = (each if chosen is None else each[list(chosen)] for each in (self.suffix, self.prefix))
+        return products(use.operation.kind, suffix, prefix, use.groups, shape)
+
+    def bias_gradient(self, chosen: Sequence[int] | None = None) -> Tensor:
+        """What this use adds to its bias' gradient, [n or the chosen samples, output width]."""
+        return (self.prefix if chosen is None else self.prefix[list(chosen)]).sum(1)
 
     def batch_gradients(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """What this use adds to the gradients that a backward pass leaves: the weight's and the bias', flattened."""
         use = self.captured.use
-        one = Factored(self.block.suffix, at_least_float32(self._unscaled().flatten(0, 1)), 1)
-        return weight_gradient(use.operation.kind, one, use.groups, shape)[0], one.prefix.sum(0)
+        suffix, prefix = (each.flatten(0, 1).unsqueeze(0) for each in (self.suffix, self._unscaled()))
+        return products(use.operation.kind, suffix, prefix, use.groups, shape)[0], prefix[0].sum(0)
 
-    def bias_gradient(self, chosen: Sequence[int] | None = None) -> Tensor:
-        """What this use adds to its bias' gradient, [n or the chosen samples, output width]."""
-        block = self._choose(chosen)
-        return sum_by_sample(block, block.prefix)
-
-    def _choose(self, chosen: Sequence[int] | None) -> Factored:
-        if chosen is None:
-            return self.block
-        suffix, prefix = (
-            values.unflatten(0, (self.samples, -1))[list(chosen)].flatten(0, 1)
-            for values in (self.block.suffix, self.block.prefix)
-        )
-        return Factored(suffix, prefix, len(chosen))
+    def _unscaled(self) -> Tensor:
+        use = self.captured.use
+        return _at_least_float32(self._align(use.operation.prefix(use, self.dy)).flatten(1, -2))
 
     def _align(self, values: Tensor) -> Tensor:
         return self.alignment.apply(values, self.captured.use.leading, self.samples)
 
 
-def at_least_float32(values: Tensor) -> Tensor:
+def _at_least_float32(values: Tensor) -> Tensor:
     """Half precision widened; float32 and float64 as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -112,14 +112,14 @@ def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str])
 def _factored(layer: Layer, own: Sequence[AlignedUse], samples: int) -> Factored:
     if not own:
         return _nothing(layer, samples)
-    if layer.unfold is not None:
-        suffix = own[0].kept_input
-    else:
-        blocks = [use.block.suffix.unflatten(0, (samples, -1)) for use in own]
-        suffix = (torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]).flatten(0, 1)
-    prefixes = [use.prefix for use in own]
-    prefix = (torch.cat(prefixes, dim=1) if len(prefixes) > 1 else prefixes[0]).flatten(0, 1)
+    suffix = own[0].kept_input if layer.unfold is not None else _joined([use.suffix for use in own])
+    prefix = _joined([use.prefix for use in own])
     return Factored(suffix.detach(), prefix.detach(), samples)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Each sample's positions of all uses, one after another: [n, s, ...] each => [positions, ...]."""
+    return (torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]).flatten(0, 1)
 
 
 def _nothing(layer: Layer, samples: int) -> Factored:

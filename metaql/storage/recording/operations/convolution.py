@@ -20,7 +20,7 @@ Size = int | Sequence[int]
 
 def _suffix(use: Use) -> Tensor:
     assert use.geometry is not None
-    return unfold(use.geometry, use.inputs, use.groups)
+    return unfold(use.geometry, use.inputs)
 
 
 def _prefix(use: Use, dy: Tensor) -> Tensor:
