@@ -105,9 +105,7 @@ def main() -> int:
     torch.manual_seed(0)
     print(f"{datetime.now(UTC):%Y-%m-%d} {platform.processor() or platform.machine()}, {options.threads} threads, "
           f"torch {torch.__version__}")  # fmt: skip
-    good = [
-        compare(name, model, shape, options.samples, options.rounds) for name, (model, shape) in networks().items()
-    ]
+    good = [compare(name, model, shape, options.samples, options.rounds) for name, (model, shape) in networks().items()]
     return 0 if all(good) else 1
 
 
