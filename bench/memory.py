@@ -38,8 +38,6 @@ def write(path: Path, gigabytes: float) -> int:
 
     weight = Parameter("fc.weight", (WIDTH, WIDTH))
     layer = Layer("fc", "linear", (weight,), FACTORED, "float32", 1, WIDTH, WIDTH, POSITIONS)
-        "fc", "linear", (Parameter("fc.weight", (WIDTH, WIDTH)),), FACTORED, "float32", 1, WIDTH, WIDTH, POSITIONS
-    )
     rows = int(gigabytes * 1e9 / (POSITIONS * 2 * WIDTH * 4))
     with Writer.open(path) as writer:
         writer.define("bench", (layer,), "float32")
