@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,11 @@ ORDER BY influence
 LIMIT {limit}"""
 
 LAYERS = """\
-SELECT layer, layout, stored_bytes / 1e6 AS stored_mb, full_bytes * stored_rows / 1e6 AS full_mb,
-       full_mb / stored_mb AS times_smaller
-FROM layers"""
+SELECT layer, layout, stored_bytes / 1e6 AS stored_mb, full_bytes * stored_rows / 1e6 AS full_mb FROM layers"""
+SIZES = f"""\
+SELECT layer, layout, round(stored_mb, 2) AS stored_mb, round(full_mb, 2) AS full_mb,
+       round(full_mb / stored_mb, 1) AS times_smaller
+FROM ({LAYERS} UNION ALL SELECT 'all', '', sum(stored_mb), sum(full_mb) FROM ({LAYERS}))"""
 
 
 class Network(nn.Module):
@@ -68,6 +71,8 @@ class Digits:
 
 def main(path: Path | None, seed: int) -> None:
     """Trains, records, asks and prints; the store stays at ``path``, by default ``runs/digits``, made anew."""
+    if path is not None and path.exists():
+        raise MetaQLError(f"{path} exists. Give the demo a path of its own, or none: it then uses {PATH} again and again.")
     began = time.perf_counter()
     torch.manual_seed(seed)
     digits = load(seed)
@@ -77,8 +82,9 @@ def main(path: Path | None, seed: int) -> None:
     with metaql.connect(where) as db:
         answer(db, digits)
     print(f"\nAll of this took {time.perf_counter() - began:.0f} seconds. The store is {where}; ask it yourself:\n")
-    print(f'  metaql sql {where} "SELECT label, count(*), avg(loss) FROM train GROUP BY label ORDER BY label"')
-    print(f"  metaql info {where}")
+    command = sys.argv[0] if Path(sys.argv[0]).name == "metaql" else "metaql"
+    print(f'  {command} sql {where} "SELECT label, count(*), avg(loss) FROM train GROUP BY label ORDER BY label"')
+    print(f"  {command} info {where}")
 
 
 def load(seed: int) -> Digits:
@@ -141,5 +147,5 @@ def answer(db: Any, digits: Digits) -> None:
         f"Among the first {k} of {count} there are {hits} of the {k} wrong labels: {hits / k:.0%}, where chance would "
         f"find {k / count:.0%}.\n"
     )
-    print("What the gradients take, factored, against full ones (MB):\n")
-    db.sql(LAYERS).show()
+    print("What the gradients take in the store, against full ones (MB):\n")
+    db.sql(SIZES).show()
