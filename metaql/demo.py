@@ -72,7 +72,7 @@ class Digits:
 def main(path: Path | None, seed: int) -> None:
     """Trains, records, asks and prints; the store stays at ``path``, by default ``runs/digits``, made anew."""
     if path is not None and path.exists():
-        raise MetaQLError(f"{path} exists. Give the demo a path of its own, or none: it then uses {PATH} again and again.")
+        raise MetaQLError(f"{path} exists. Give the demo another path, or none: it uses {PATH} again and again.")
     began = time.perf_counter()
     torch.manual_seed(seed)
     digits = load(seed)
