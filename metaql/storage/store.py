@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import zlib
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,6 +93,12 @@ class Store:
         """Stored bytes of an average row of a layer; 0 where nothing is stored."""
         segments = [one for each in self.manifest.collections for one in each.segments if one.layer == layer.name]
         return sum(one.file.bytes for one in segments) // max(sum(one.rows for one in segments), 1)
+
+    def together(self, layer: Layer, row: int) -> int:
+        """How many rows from this one on lie in its record batch, so that reading them copies nothing."""
+        index = self._index(layer)
+        batch = bisect_right(index.starts, row) - 1
+        return max(index.ends[batch] - row, 0) if batch >= 0 else 0
 
     def has_rows(self, rows: Array) -> bool:
         """Whether the store has all of these rows."""

@@ -8,8 +8,6 @@ The choice between factors and contraction is by floating point operations, with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -24,46 +22,35 @@ from metaql.udfs.slices import columns, cut, joined, move, padded, positions, ro
 LAID_OUT_BUDGET = 32 << 20
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Which parameters of a factored layer count."""
-
-    layer: Layer
-    weight: bool
-    bias: bool
-
-
 def pairs(term: Term, left: Block, right: Block) -> Tensor:
     """The inner product of each left sample with the right sample beside it: [n]."""
     left, right = _alike(left, right)
-    parts = _factored_parts(term)
-    if parts is None or (isinstance(left, Full) and isinstance(right, Full)):
+    if not term.by_factors or (isinstance(left, Full) and isinstance(right, Full)):
         return row_dots(*_laid_out(term, left, right))
     if isinstance(left, Full):
         left, right = right, left
     assert isinstance(left, Factored)
     if isinstance(right, Factored):
-        if _gram_is_cheaper(parts.layer, left, right, left.samples, left.samples):
-            return gram_pairs(parts.layer, left, right, parts.weight, parts.bias)
-        return _contract_pairs(parts, left, right)
-    return contract_pairs(parts.layer, left, right.gradient, parts.weight, parts.bias)
+        if _gram_is_cheaper(term.left, left, right, left.samples, left.samples):
+            return gram_pairs(term.left, left, right, term.weight, term.bias)
+        return _contract_pairs(term, left, right)
+    return contract_pairs(term.left, left, right.gradient, term.weight, term.bias)
 
 
 def matrix(term: Term, left: Block, right: Block) -> Tensor:
     """The inner product of every left with every right sample: [l, r]."""
     left, right = _alike(left, right)
-    parts = _factored_parts(term)
-    if parts is None or (isinstance(left, Full) and isinstance(right, Full)):
+    if not term.by_factors or (isinstance(left, Full) and isinstance(right, Full)):
         laid_out, other = _laid_out(term, left, right)
         return laid_out @ other.T
     if isinstance(left, Full):
         assert isinstance(right, Factored)
-        return _contract_matrix(parts, right, left).T
+        return _contract_matrix(term, right, left).T
     if isinstance(right, Factored) and _gram_is_cheaper(
-        parts.layer, left, right, left.samples * right.samples, right.samples
+        term.left, left, right, left.samples * right.samples, right.samples
     ):
-        return gram_matrix(parts.layer, left, right, parts.weight, parts.bias)
-    return _contract_matrix(parts, left, right)
+        return gram_matrix(term.left, left, right, term.weight, term.bias)
+    return _contract_matrix(term, left, right)
 
 
 def _alike(left: Block, right: Block) -> tuple[Block, Block]:
@@ -73,18 +60,6 @@ def _alike(left: Block, right: Block) -> tuple[Block, Block]:
         return left, right
     dtype = torch.promote_types(a.dtype, b.dtype)
     return move(left, a.device, dtype), move(right, b.device, dtype)
-
-
-def _factored_parts(term: Term) -> _Parts | None:
-    """The parameters as a factored layer's, or None when the two layers can't be multiplied by factors."""
-    left, right = term.left, term.right
-    alike = left is right or (
-        (left.kind, left.groups, left.parameters[0].shape) == (right.kind, right.groups, right.parameters[0].shape)
-    )
-    if not alike or left.input_width is None or any(place != other for place, other in term.places):
-        return None
-    places = [place for place, _ in term.places]
-    return _Parts(left, 0 in places, 1 in places)
 
 
 def _laid_out(term: Term, left: Block, right: Block) -> tuple[Tensor, Tensor]:
@@ -110,25 +85,24 @@ def _gram_is_cheaper(layer: Layer, left: Factored, right: Factored, products: in
     return gram <= products * s * o * i + laid_out * t * o * i
 
 
-def _contract_pairs(parts: _Parts, left: Factored, right: Factored) -> Tensor:
+def _contract_pairs(term: Term, left: Factored, right: Factored) -> Tensor:
     results = [
-        contract_pairs(parts.layer, cut(left, part), _restored(parts.layer, cut(right, part)), parts.weight, parts.bias)
-        for part in steps(left.samples, parts.layer.width, LAID_OUT_BUDGET)
+        contract_pairs(term.left, cut(left, part), _restored(term.left, cut(right, part)), term.weight, term.bias)
+        for part in steps(left.samples, term.left.width, LAID_OUT_BUDGET)
     ]
     return joined(results, left.prefix.new_zeros(0))
 
 
-def _contract_matrix(parts: _Parts, left: Factored, right: Block) -> Tensor:
+def _contract_matrix(term: Term, left: Factored, right: Block) -> Tensor:
     """Each right sample laid out, and all left samples contracted with it."""
-    samples = right.samples
+    if right.samples == 1:
+        return contract(term.left, left, _restored(term.left, right)[0], term.weight, term.bias).unsqueeze(1)
     scores = [
-        contract(parts.layer, left, gradient, parts.weight, parts.bias)
-        for part in steps(samples, parts.layer.width, LAID_OUT_BUDGET)
-        for gradient in _restored(parts.layer, _slice(right, part))
+        contract(term.left, left, gradient, term.weight, term.bias)
+        for part in steps(right.samples, term.left.width, LAID_OUT_BUDGET)
+        for gradient in _restored(term.left, _slice(right, part))
     ]
-    if not scores:
-        return torch.zeros(left.samples, 0, dtype=left.prefix.dtype, device=left.prefix.device)
-    return scores[0].unsqueeze(1) if len(scores) == 1 else torch.stack(scores, dim=1)
+    return torch.stack(scores, dim=1) if scores else left.prefix.new_zeros(left.samples, 0)
 
 
 def _slice(block: Block, part: slice) -> Block:

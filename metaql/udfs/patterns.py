@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from metaql.errors import QueryError, UnknownNameError
 from metaql.storage.schema import Layer
@@ -39,6 +40,25 @@ class Term:
     left: Layer
     right: Layer
     places: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def by_factors(self) -> bool:
+        """Whether samples of the one layer can be multiplied with samples of the other by their factors."""
+        left, right = self.left, self.right
+        alike = left is right or (
+            (left.kind, left.groups, left.parameters[0].shape) == (right.kind, right.groups, right.parameters[0].shape)
+        )
+        return alike and left.input_width is not None and all(place == other for place, other in self.places)
+
+    @cached_property
+    def weight(self) -> bool:
+        """Whether the left layer's first parameter counts."""
+        return any(place == 0 for place, _ in self.places)
+
+    @cached_property
+    def bias(self) -> bool:
+        """Whether the left layer's second parameter counts."""
+        return any(place == 1 for place, _ in self.places)
 
 
 class Space:

@@ -43,11 +43,18 @@ class References:
         code = None if self.code is None else self.code[places]
         return References(self.store[places], self.row[places], code, self.patterns)
 
+    def only_group(self) -> tuple[int, str] | None:
+        """(store, pattern) where all have the same."""
+        if self.code is None and len(self) and constant(self.store):
+            return int(self.store[0]), self.patterns[0]
+        return None
+
     def groups(self) -> Iterator[tuple[int, str, Any]]:
         """(store, pattern, places) for each distinct pair of the first two; usually there is one."""
-        if self.code is None and constant(self.store):
-            if len(self):
-                yield int(self.store[0]), self.patterns[0], slice(None)
+        only = self.only_group()
+        if only is not None:
+            yield *only, slice(None)
+        if only is not None or not len(self):
             return
         code = np.zeros_like(self.store) if self.code is None else self.code
         keys = np.stack([self.store, code])
@@ -58,7 +65,10 @@ class References:
 
 def constant(values: NDArray[Any]) -> bool:
     """Whether all are the same."""
-    return len(values) < 2 or bool(values[0] == values[-1] and (values == values[0]).all())
+    if len(values) < 2:
+        return True
+    first = values[0]
+    return bool(first == values[-1] and np.count_nonzero(values == first) == len(values))
 
 
 def array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -71,7 +81,8 @@ def array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
 def parts(values: pa.StructArray) -> tuple[list[pa.Array], Bools | None]:
     """store, row and layers; and where none of them is NULL, None standing for everywhere."""
     children = values.flatten()
-    if not any(child.null_count for child in children):
+    store, row, layers = children
+    if not (store.null_count or row.null_count or layers.null_count):
         return children, None
     mask = np.ones(len(values), dtype=np.bool_)
     for child in children:
@@ -115,7 +126,8 @@ def write(store: Ints, row: Ints, layers: pa.Array, mask: Bools | None = None) -
 def scatter(values: Floats, mask: Bools | None) -> pa.Array:
     """Scores as a DOUBLE column; NULL where the mask is false."""
     if mask is None:
-        return pa.array(values)
+        # pa.array would look at each value.
+        return pa.Array.from_buffers(pa.float64(), len(values), [None, pa.py_buffer(values)])
     result = np.zeros(len(mask))
     result[mask] = values
     return pa.array(result, mask=~mask)

@@ -15,6 +15,7 @@ import numpy as np
 from metaql.errors import QueryError, ReferenceError
 from metaql.storage.store import Store
 from metaql.udfs.models import Model
+from metaql.udfs.read_ahead import ReadAhead
 from metaql.udfs.references import Ints
 from metaql.udfs.sources import Source, StoreSource
 from metaql.udfs.vectors import Vectors
@@ -28,6 +29,7 @@ class Session:
     def __init__(self) -> None:
         self.id = secrets.randbits(62) + 1
         self.vectors = Vectors(self)
+        self.read_ahead = ReadAhead()
         self._stores: dict[int, list[StoreSource]] = {}
         self._models: dict[str, Model] = {}
         # The type that restore(…) is registered with; None before it is.

@@ -26,6 +26,9 @@ class Source(Protocol):
     def row_bytes(self, layer: Layer) -> int:
         """Bytes of an average row of such a block."""
 
+    def together(self, layer: Layer, row: int) -> int:
+        """How many rows from this one on are there and can be read without gathering them."""
+
 
 class StoreSource:
     """A store's rows, unfolded and on the device that scores are computed on."""
@@ -47,6 +50,9 @@ class StoreSource:
         if layer.name not in self._row_bytes:
             self._row_bytes[layer.name] = _row_bytes(self.store, self._stored[layer.name])
         return self._row_bytes[layer.name]
+
+    def together(self, layer: Layer, row: int) -> int:
+        return self.store.together(self._stored[layer.name], row)
 
 
 def _row_bytes(store: Store, stored: Layer) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -88,18 +89,21 @@ class Vectors:
         return computed[layer.name]
 
 
+@dataclass
 class VectorSource:
     """The vectors over one space, as blocks."""
 
-    def __init__(self, vectors: Vectors, space: Space) -> None:
-        self.space = space
-        self._vectors = vectors
+    vectors: Vectors
+    space: Space
 
     def read(self, layer: Layer, row_numbers: Ints) -> Block:
-        return join(layer, [self._vectors.block(number, layer) for number in row_numbers.tolist()])
+        return join(layer, [self.vectors.block(number, layer) for number in row_numbers.tolist()])
 
     def row_bytes(self, layer: Layer) -> int:
         return 4 * layer.width
+
+    def together(self, layer: Layer, row: int) -> int:
+        return 1
 
 
 def size(block: Block) -> int:
