@@ -20,9 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def sql(options: argparse.Namespace) -> int:
     """Prints the answer to a query as a table."""
+    import duckdb
+
     from metaql.connection import connect
+    from metaql.errors import QueryError
 
     query = sys.stdin.read() if options.query == "-" else options.query
+    if not duckdb.extract_statements(query):
+        raise QueryError("there is no query: give one, or write it to standard input")
     with connect(options.store, database=options.database) as connection:
         result = connection.sql(query)
         if result is not None:
@@ -88,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     asking.add_argument("store", help="the store's folder")
     asking.add_argument("query", nargs="?", default="-", help="SQL; - or nothing reads it from standard input")
     asking.add_argument("--database", default=":memory:", help="a DuckDB file with tables of your own")
-    asking.add_argument("--rows", type=int, default=40, help="how many rows are shown at most (%(default)s)")
+    asking.add_argument("--rows", type=_count, default=40, help="how many rows are shown at most (%(default)s)")
     for name, run in (("info", info), ("check", check), ("vacuum", vacuum)):
         command(name, run).add_argument("store", help="the store's folder")
     dropping = command("drop-checkpoint", drop_checkpoint)
@@ -98,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument("store", nargs="?", type=Path, help="where to record (runs/digits); made anew if it is there")
     showing.add_argument("--seed", type=int, default=0, help="decides which labels are wrong (%(default)s)")
     return parser
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return min(int(text), sys.maxsize)
 
 
 def _without_traceback(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:

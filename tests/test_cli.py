@@ -46,6 +46,25 @@ def test_errors_are_a_sentence(query: str, message: str, small_store: Path, caps
     assert printed.out == ""
 
 
+@pytest.mark.parametrize("query", ["", " \n", ";", "-- nothing yet"])
+def test_there_must_be_a_query(query: str, small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sql", str(small_store), query]) == 1
+    assert capsys.readouterr().err.startswith("metaql: there is no query")
+
+
+@pytest.mark.parametrize("rows", ["-1", "0", "x", "1.5"])
+def test_rows_shown_are_counted_from_one(rows: str, small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sql", str(small_store), "SELECT 1", "--rows", rows])
+    assert stopped.value.code == 2
+    assert f"'{rows}' is not a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_as_many_rows_as_one_likes(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sql", str(small_store), "SELECT 6 * 7", "--rows", "9" * 20]) == 0
+    assert "42" in capsys.readouterr().out
+
+
 def test_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(tmp_path / "nowhere")]) == 1
     assert "There is no store at" in capsys.readouterr().err

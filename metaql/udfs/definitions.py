@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metaql.storage.blocks import Block, Factored, Full
-from metaql.storage.schema import FACTORED, Layer
+from metaql.storage.schema import Layer
 from metaql.udfs.contract import weighted_sum
 from metaql.udfs.patterns import Space, Term
 from metaql.udfs.references import Floats, Ints, References
@@ -60,10 +60,8 @@ class Combination:
 
     def _compute(self, session: Session, layer: Layer) -> Block:
         pieces = [piece for part in self.parts for piece in _pieces(session, part, layer, self.space)]
-        if pieces and all(piece.factors_only for piece in pieces):
-            size = sum(piece.positions for piece in pieces) * ((layer.input_width or 0) + (layer.output_width or 0))
-            if layer.kind != "embedding" and size < layer.width:
-                return _join_factors(pieces)
+        if layer.kind != "embedding" and _factors_are_smaller(pieces, layer):
+            return _join_factors(pieces)
         return Full(_lay_out(pieces, layer).unsqueeze(0))
 
 
@@ -98,20 +96,16 @@ class _Piece:
     weights: Floats
 
     @property
-    def factors_only(self) -> bool:
-        """Whether the rows' factors, side by side, are the sum's factors."""
-        layer = self.term.left
-        return layer is self.term.right and self.whole and layer.layout == FACTORED and layer.positions is not None
-
-    @property
     def whole(self) -> bool:
         """Whether it has all parameters of the layer."""
         return len(self.term.places) == len(self.term.right.parameters)
 
-    @property
-    def positions(self) -> int:
-        """How many positions its rows have together."""
-        return len(self.rows) * (self.term.left.positions or 0)
+    def positions(self) -> Iterator[int | None]:
+        """The positions of some rows at a time; None where their factors, side by side, are not the sum's factors."""
+        if self.term.left is self.term.right and self.whole:
+            yield from self.source.positions(self.term.left, self.rows)
+        else:
+            yield None
 
     def blocks(self) -> Iterator[tuple[Block, Tensor]]:
         """The rows with their weights, some at a time."""
@@ -143,6 +137,20 @@ def _pieces(session: Session, part: Part, layer: Layer, space: Space) -> Iterato
         for term in source.space.shared(part.pattern, space, ""):
             if term.right.name == layer.name:
                 yield _Piece(source, term, part.rows[places], part.weights[places])
+
+
+def _factors_are_smaller(pieces: list[_Piece], layer: Layer) -> bool:
+    """Whether the factors of all rows are the sum's factors, and take less than the sum itself."""
+    if not pieces or layer.input_width is None or layer.output_width is None:
+        return False
+    size = 0
+    for count in (count for piece in pieces for count in piece.positions()):
+        if count is None:
+            return False
+        size += count * (layer.input_width + layer.output_width)
+        if size >= layer.width:
+            return False
+    return True
 
 
 def _join_factors(pieces: list[_Piece]) -> Factored:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from metaql.storage.blocks import Block, Factored, rows
-from metaql.storage.schema import Layer
+from metaql.storage.schema import FACTORED, Layer
 from metaql.storage.store import Store
 from metaql.udfs.patterns import Space
 from metaql.udfs.references import Ints
@@ -25,6 +26,9 @@ class Source(Protocol):
 
     def row_bytes(self, layer: Layer) -> int:
         """Bytes of an average row of such a block."""
+
+    def positions(self, layer: Layer, rows: Ints) -> Iterator[int | None]:
+        """How many positions these rows have, some rows at a time; None for rows without factors, or unknown ones."""
 
     def together(self, layer: Layer, row: int) -> int:
         """How many rows from this one on are there and can be read without gathering them."""
@@ -50,6 +54,10 @@ class StoreSource:
         if layer.name not in self._row_bytes:
             self._row_bytes[layer.name] = _row_bytes(self.store, self._stored[layer.name])
         return self._row_bytes[layer.name]
+
+    def positions(self, layer: Layer, row_numbers: Ints) -> Iterator[int | None]:
+        known = layer.layout == FACTORED and layer.positions is not None
+        yield len(row_numbers) * (layer.positions or 0) if known else None
 
     def together(self, layer: Layer, row: int) -> int:
         return self.store.together(self._stored[layer.name], row)

@@ -102,6 +102,12 @@ class VectorSource:
     def row_bytes(self, layer: Layer) -> int:
         return 4 * layer.width
 
+    def positions(self, layer: Layer, row_numbers: Ints) -> Iterator[int | None]:
+        # The layer says how samples are kept. A sum may be laid out whatever it says, and has the positions of many.
+        for number in row_numbers.tolist():
+            block = self.vectors.block(number, layer)
+            yield len(block.prefix) if isinstance(block, Factored) else None
+
     def together(self, layer: Layer, row: int) -> int:
         return 1
 
