@@ -60,10 +60,15 @@ class AlignedUse:
         """What this use adds to its bias' gradient, [n or the chosen samples, output width]."""
         return (self.prefix if chosen is None else self.prefix[list(chosen)]).sum(1)
 
-    def batch_gradients(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """What this use adds to the gradients that a backward pass leaves: the weight's and the bias', flattened."""
+    def mixture(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What this use adds to the weight's and the bias' gradient of Σ_k weights_k · C_k, flattened.
+
+        Without weights, to those of the loss that was differentiated.
+        """
         use = self.captured.use
-        suffix, prefix = (each.flatten(0, 1).unsqueeze(0) for each in (self.suffix, self._unscaled()))
+        shape = () if use.weight is None else tuple(use.weight.shape)
+        prefix = self._unscaled() if weights is None else self.prefix * weights.to(self.prefix)[:, None, None]
+        suffix, prefix = (each.flatten(0, 1).unsqueeze(0) for each in (self.suffix, prefix))
         return products(use.operation.kind, suffix, prefix, use.groups, shape)[0], prefix[0].sum(0)
 
     def _unscaled(self) -> Tensor:

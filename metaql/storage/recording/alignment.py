@@ -80,29 +80,33 @@ def align_backwards(
     samples: int,
     gradients_from: Callable[[int, Tensor], Sequence[Tensor | None]],
     probes: Sequence[int],
+    mixing: bool,
 ) -> list[Alignment | None]:
     """The alignment of each operation when the samples' own losses are out of reach.
 
     ``gradients_from(k, mask)`` gives dC/dy of every operation for a C that depends on the output of operation k at
     the masked leading positions alone. A later operation's guess is right if what it reaches in the earlier ones
-    are positions of one sample there too. Operations that mix samples (batch norm in training mode) make every
-    guess look wrong; then only the first dimension, with exactly the samples in it, is trusted.
+    are positions of the same sample there. Where the model is known to be ``mixing`` samples (batch norm in training
+    mode) every guess looks wrong; then the first dimension, with exactly the samples in it, is trusted.
     """
     if not any(samples in shape for shape in shapes):
         # Any number that divides the batch would look like samples of several positions.
         return [None] * len(shapes)
     remaining = [candidates(shape, samples) for shape in shapes]
+    reached: set[int] = set()
     for anchor in reversed(range(len(shapes))):
-        settled = zip(remaining, shapes, strict=True)
-        if all(len(ways) == 1 and _is_plain(ways[0], shape, samples) for ways, shape in settled):
-            break
-        for way in remaining[anchor]:
-            narrowed = _narrow(remaining, shapes, samples, anchor, way, gradients_from, probes)
+        if anchor in reached:
+            continue
+        # Of two dimensions that both have the samples' number nothing here tells positions from samples for sure.
+        ways = remaining[anchor][:1] if shapes[anchor].count(samples) > 1 else remaining[anchor]
+        for way in ways:
+            narrowed = _narrow(remaining, shapes, samples, anchor, way, gradients_from, probes, reached)
             if narrowed is not None:
                 remaining = narrowed
                 break
         else:
-            remaining[anchor] = [way for way in remaining[anchor] if _is_plain(way, shapes[anchor], samples)]
+            plain = [way for way in remaining[anchor] if _is_plain(way, shapes[anchor], samples)]
+            remaining[anchor] = plain if mixing else []
     return [ways[0] if ways else None for ways in remaining]
 
 
@@ -114,16 +118,21 @@ def _narrow(
     way: Alignment,
     gradients_from: Callable[[int, Tensor], Sequence[Tensor | None]],
     probes: Sequence[int],
+    reached: set[int],
 ) -> list[list[Alignment]] | None:
-    """What is left of every operation's ways if ``way`` is the anchor's; None if some operation has none left."""
+    """What is left of every operation's ways if ``way`` is the anchor's; None if some operation has none left.
+
+    Operations that the anchor depends on are added to ``reached``.
+    """
     narrowed = [list(ways) for ways in remaining]
     narrowed[anchor] = [way]
     for probe in probes:
         dys = gradients_from(anchor, way.mask(shapes[anchor], samples, probe))
         for place, (shape, dy) in enumerate(zip(shapes, dys, strict=True)):
             if dy is not None and place != anchor:
+                reached.add(place)
                 narrowed[place] = [each for each in narrowed[place] if owns(each, dy, shape, samples, probe)]
-    return narrowed if all(narrowed) else None
+    return narrowed if all(narrowed[place] for place in (*reached, anchor)) else None
 
 
 def _is_plain(way: Alignment, shape: tuple[int, ...], samples: int) -> bool:

@@ -65,9 +65,9 @@ def _has(samples: int, tensor: Tensor) -> bool:
 
 
 def labels(batch: Any, samples: int) -> Tensor | None:
-    """Class numbers, int64 [n], where the batch carries them: (…, targets), or a dict with ``labels``."""
+    """Class numbers, int64 [n], where the batch carries them: (inputs, targets), or a dict with ``labels``."""
     target = batch.get("labels") if isinstance(batch, Mapping) else None
-    if isinstance(batch, (list, tuple)) and len(batch) > 1:
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
         target = batch[-1]
     if not isinstance(target, Tensor) or target.shape != (samples,) or target.dtype == torch.bool:
         return None

@@ -47,13 +47,15 @@ class Capture(TorchFunctionMode):
 
     ``on_use`` is called at once with each use and its output, before anything can change it in place. After it,
     ``uses`` holds the captured ones in forward order, and ``other`` names, for each parameter that took part in
-    something without factors, the function it was.
+    something without factors, the function it was. ``moves_rows`` is set when the model may have put rows elsewhere
+    depending on the data, so that what holds for one batch need not hold for the next of the same shapes.
     """
 
     parameters: Mapping[str, torch.nn.Parameter]
     on_use: Callable[[CapturedUse, Tensor], None] | None = None
     uses: list[CapturedUse] = field(default_factory=list)
     other: dict[str, str] = field(default_factory=dict)
+    moves_rows: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -63,6 +65,7 @@ class Capture(TorchFunctionMode):
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.moves_rows = self.moves_rows or may_move_rows(func, args)
         names = self._tracked(args) | self._tracked(kwargs.values())
         if not names:
             return func(*args, **kwargs)
@@ -105,6 +108,40 @@ class Capture(TorchFunctionMode):
         if isinstance(output, Tensor):
             return output.requires_grad and id(output) not in self._names
         return isinstance(output, (list, tuple)) and any(self._makes_gradients(item) for item in output)
+
+
+_MOVING = frozenset(
+    (
+        *("index_select", "gather", "take", "take_along_dim", "masked_select", "masked_scatter", "scatter"),
+        *(
+            "scatter_add",
+            "scatter_reduce",
+            "index_add",
+            "index_copy",
+            "index_put",
+            "sort",
+            "argsort",
+            "topk",
+            "nonzero",
+        ),
+        *("unique", "repeat_interleave", "roll", "flip", "split", "split_with_sizes", "tensor_split"),
+        *("item", "tolist", "__bool__", "__int__", "__float__", "__index__"),
+    )
+)
+
+
+def may_move_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether a call may reorder, select or regroup rows by what is in the data, or let Python do so."""
+    name = getattr(func, "__name__", "")
+    if name in _MOVING or name.removesuffix("_") in _MOVING:
+        return True
+    if name not in ("__getitem__", "__setitem__") or len(args) < 2:
+        return False
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    if any(isinstance(each, (Tensor, list)) or hasattr(each, "__array__") for each in index):
+        return True
+    first = index[0] if index else None
+    return isinstance(first, int) or (isinstance(first, slice) and (first.start, first.stop) != (None, None))
 
 
 def _describe(func: Callable[..., Any]) -> str:

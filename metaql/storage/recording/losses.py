@@ -82,6 +82,11 @@ def _cross_entropy(model: nn.Module, batch: Any) -> SampleLosses:
             "The default loss is cross entropy, and these targets are not classes: "
             f"{_describe(targets)}. Pass losses=, a function of (model, batch) that returns one loss for each sample."
         )
+    if isinstance(batch, Mapping) and logits.dim() > 2:
+        raise BatchError(
+            f"A loss for each position of a sample (logits {_describe(logits)}) can be reduced in several ways. Pass "
+            "losses=, a function of (model, batch) that returns one loss for each sample."
+        )
     try:
         values = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     except (RuntimeError, ValueError, IndexError) as error:

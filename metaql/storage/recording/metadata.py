@@ -28,8 +28,9 @@ def as_table(metadata: Any) -> pa.Table:
         ) from error
     if "sample_id" not in table.column_names:
         raise BatchError(f"metadata has no column 'sample_id'; it has {', '.join(table.column_names) or 'none'}.")
-    doubled = {name for name in table.column_names if table.column_names.count(name) > 1}
-    clashing = sorted(doubled | (set(table.column_names) & set(RESERVED)))
+    # SQL does not tell names by their case.
+    names = [name.lower() for name in table.column_names]
+    clashing = [name for name in table.column_names if name.lower() in RESERVED or names.count(name.lower()) > 1]
     if clashing:
         raise BatchError(f"metadata can't have a column '{clashing[0]}': the name is taken. Rename it.")
     ids = _ids(table.column("sample_id"))
@@ -67,10 +68,14 @@ def for_samples(table: pa.Table | None, ids: np.ndarray, labels: np.ndarray | No
                 stacklevel=4,
             )
         table = table.filter(pc.is_in(table.column("sample_id"), pa.array(ids)))
-    if labels is None or (table is not None and "label" in table.column_names):
+    if labels is None or (table is not None and "label" in map(str.lower, table.column_names)):
         return table
     own = pa.table({"sample_id": ids, "label": labels})
-    return own if table is None else own.join(table, "sample_id", join_type="left outer")
+    if table is None:
+        return own
+    places = pc.index_in(own.column("sample_id"), table.column("sample_id").combine_chunks())
+    others = table.drop_columns("sample_id").take(places)
+    return pa.table([*own.columns, *others.columns], names=[*own.column_names, *others.column_names])
 
 
 def require_same_types(table: pa.Table, store: Store) -> None:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from metaql.errors import ModelStateError, RecordingError, UnknownNameError
+from metaql.errors import ModelStateError, RecordingError, UnknownNameError, UnsupportedParameterError
 
 
 def trainable(model: nn.Module, patterns: Sequence[str] | str | None) -> dict[str, nn.Parameter]:
@@ -21,13 +21,25 @@ def trainable(model: nn.Module, patterns: Sequence[str] | str | None) -> dict[st
         raise RecordingError(f"model must be a torch.nn.Module, not a {type(model).__name__}.")
     everything = {name: each for name, each in model.named_parameters() if each.requires_grad}
     for name, each in everything.items():
+        if each.is_complex():
+            raise UnsupportedParameterError(
+                f"Parameter '{name}' is complex, and a store keeps real numbers. Leave it out with "
+                "requires_grad_(False), or keep its real and imaginary parts as two parameters."
+            )
         if isinstance(each, nn.UninitializedParameter):
             raise ModelStateError(f"Parameter '{name}' has no shape yet. Run the lazy model once first.")
+    # A parameter without elements has no gradient to keep.
+    everything = {name: each for name, each in everything.items() if each.numel()}
     if not everything:
         raise ModelStateError("The model has no trainable parameter (requires_grad is False for all).")
     if patterns is None:
         return everything
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise RecordingError(
+            f"layers is a list of patterns of parameter names, such as ['fc1', '*.bias'], not {patterns!r}. Leave it "
+            "out to record every parameter."
+        )
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in everything):
             raise UnknownNameError(
@@ -54,6 +66,11 @@ def require_repeatable(model: nn.Module) -> None:
             f"{_listed(random)} in training mode: dropout makes a gradient unrepeatable. Call model.eval() before "
             "collect."
         )
+
+
+def mixes_samples(model: nn.Module) -> bool:
+    """Whether batch norm in training mode is in the model."""
+    return any(module.training and _mixes(module) for module in model.modules())
 
 
 def _mixes(module: nn.Module) -> bool:

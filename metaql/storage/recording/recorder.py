@@ -18,7 +18,7 @@ from metaql.storage.manifest import CROSS_ENTROPY
 from metaql.storage.recording.batches import identified, input_form, inputs_of, labels, move
 from metaql.storage.recording.losses import LossFunction, ModelLosses
 from metaql.storage.recording.metadata import as_table, for_samples, require_same_types
-from metaql.storage.recording.model_state import digest, require_repeatable, trainable, weights
+from metaql.storage.recording.model_state import digest, mixes_samples, require_repeatable, trainable, weights
 from metaql.storage.recording.optimizers import checkpoint_settings
 from metaql.storage.recording.sample_gradients import BatchGradients, SampleGradients
 from metaql.storage.recording.trajectory import Reduction, Trajectory
@@ -69,9 +69,10 @@ class Recorder:
         except BaseException:
             self._writer.close()
             raise
-        known = self._writer.manifest.layers or None
-        self._gradients = SampleGradients(ModelLosses(model, losses), self._parameters, dtype, known)
-        self._trajectory = Trajectory(self._parameters, self._writer, dtype, type(model).__name__, self._losses)
+        self._patterns = layers
+        self._function = ModelLosses(model, losses)
+        self._closed = False
+        self._prepare()
 
     def checkpoint(self, optimizer: torch.optim.Optimizer | None = None, **settings: Any) -> int:
         """Saves the weights under the next number, which is returned, with the optimizer's settings.
@@ -79,10 +80,16 @@ class Recorder:
         ``settings`` are kept beside them, such as ``epoch=3``: numbers, strings, booleans or None. Steps
         recorded so far are committed.
         """
+        self._require_open()
         self._trajectory.commit()
         state = weights(self._model)
         known = {**(checkpoint_settings(optimizer) if optimizer is not None else {}), **settings}
         step = known.pop("step", self._trajectory.steps or None)
+        if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
+            raise RecordingError(f"step is the number of the training step, an integer, not {step!r}.")
+        for name, value in known.items():
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise RecordingError(f"The setting {name}={value} does not fit into 64 bits. Pass it as a string.")
         return self._writer.add_checkpoint(state, digest(state), step, known)
 
     def collect(self, data: Any, split: str, metadata: Any = None, batch_size: int = 256) -> int:
@@ -96,9 +103,11 @@ class Recorder:
         Raises ModelStateError without a checkpoint, if the weights moved since, or while batch norm or dropout is
         in training mode; SampleIdError, BatchError, NotFiniteError, UnsupportedParameterError about the data.
         """
+        self._require_open()
+        self._follow_parameters()
         checkpoint = self._checkpoint_of_these_weights()
         require_repeatable(self._model)
-        _require_split(split)
+        self._require_split(split)
         table = None if metadata is None else as_table(metadata)
         batches, total = identified(data, batch_size)
         taken = self._ids_at(split, checkpoint)
@@ -124,6 +133,7 @@ class Recorder:
                 raise BatchError(f"data for split '{split}' holds no samples.")
             table = for_samples(table, np.concatenate(ids_seen), _joined(classes))
             self._require_types(table)
+            self._require_still(checkpoint)
             return collection.finish(table, input_form=forms.pop() if len(forms) == 1 else None)
         except BaseException:
             if collection is not None:
@@ -142,15 +152,21 @@ class Recorder:
         """A context around one forward and backward pass of the training loop, which records its samples.
 
         ``ids`` are those of the batch, in its order. ``reduction`` says how its loss was made of the samples' own:
-        ``"mean"``, ``"sum"``, or a tensor [n] of each sample's factor in it. The gradients are recorded as the
-        backward pass sees them, batch norm and dropout included. They are committed now and then, by
-        ``checkpoint`` and by ``close``.
+        ``"mean"``, ``"sum"``, or a tensor [n] of each sample's factor in it: class weights, positions that are
+        ignored, or a loss divided for gradient accumulation need the tensor, for nothing here can see them. The
+        gradients are recorded as the backward pass sees them, batch norm, dropout and losses that compare samples
+        included. They are committed now and then, by ``checkpoint`` and by ``close``.
         """
-        _require_split(split)
-        return self._trajectory.step(ids, optimizer, split, reduction)
+        self._require_open()
+        self._follow_parameters()
+        self._require_split(split)
+        return self._trajectory.step(ids, optimizer, split, reduction, mixes_samples(self._model))
 
     def close(self) -> None:
         """Commits the steps recorded so far and lets others write; harmless when called twice."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             self._trajectory.commit()
         finally:
@@ -165,6 +181,48 @@ class Recorder:
     @property
     def _device(self) -> torch.device:
         return next(iter(self._parameters.values())).device
+
+    def _prepare(self) -> None:
+        known = self._writer.manifest.layers or None
+        self._gradients = SampleGradients(self._function, self._parameters, self._dtype, known)
+        name = type(self._model).__name__
+        self._trajectory = Trajectory(self._parameters, self._writer, self._dtype, name, self._losses)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RecordingError(
+                f"This recorder of {self._writer.path} is closed. Make another one to go on; it continues the store."
+            )
+
+    def _follow_parameters(self) -> None:
+        """Takes over parameters that were replaced, frozen, thawed or added since the recorder was made."""
+        now = trainable(self._model, self._patterns)
+        if {name: id(each) for name, each in now.items()} == {
+            name: id(each) for name, each in self._parameters.items()
+        }:
+            return
+        self._trajectory.commit()
+        self._parameters = now
+        self._require_same_model()
+        self._prepare()
+
+    def _require_split(self, split: str) -> None:
+        if not isinstance(split, str) or not split.strip():
+            raise RecordingError(f"split is a name such as 'train' or 'validation', not {split!r}.")
+        if split.lower() in RELATIONS:
+            raise RecordingError(f"A split can't be named '{split}': every store has a relation of that name.")
+        for other in {each.split for each in self._writer.manifest.collections}:
+            if other != split and other.lower() == split.lower():
+                raise RecordingError(f"There is a split '{other}'; SQL would not tell '{split}' from it. Rename one.")
+
+    def _require_still(self, checkpoint: int) -> None:
+        """Raises if recording itself has changed the model, so that the gradients are not all of one model."""
+        if self._writer.manifest.checkpoints[-1].digest != digest(weights(self._model)):
+            raise ModelStateError(
+                f"The model is no longer that of checkpoint {checkpoint}: running it changed its weights or buffers "
+                "(running statistics in training mode, an embedding's max_norm, an optimizer called by hooks). Switch "
+                "that off, for instance with model.eval(), and collect again."
+            )
 
     def _begin(self, split: str, checkpoint: int) -> CollectionWriter:
         assert self._gradients.layers is not None
@@ -184,7 +242,7 @@ class Recorder:
                     f"{_shape(stored.get(name))} there and {_shape(given.get(name))} here. Use another path, the same "
                     "layers=, or overwrite=True to begin anew."
                 )
-        if (manifest.losses == CROSS_ENTROPY) != (self._losses == CROSS_ENTROPY):
+        if manifest.losses != self._losses:
             raise RecordingError(
                 f"The store at {self._writer.path} records the gradients of '{manifest.losses}', not of "
                 f"'{self._losses}'. Pass the same losses=, or overwrite=True to begin anew."
@@ -251,15 +309,6 @@ def outputs(result: BatchGradients) -> tuple[np.ndarray, np.ndarray | None, np.n
 def _joined(classes: list[Tensor | None]) -> np.ndarray | None:
     known = [each for each in classes if each is not None]
     return torch.cat(known).cpu().numpy() if known and len(known) == len(classes) else None
-
-
-def _require_split(split: str) -> None:
-    if not isinstance(split, str) or not split.strip():
-        raise RecordingError(f"split is a name such as 'train' or 'validation', not {split!r}.")
-    if split.lower() in RELATIONS:
-        raise RecordingError(
-            f"A split can't be named '{split}', which is a relation of every store. Choose another name."
-        )
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

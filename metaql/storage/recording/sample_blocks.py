@@ -58,7 +58,8 @@ def _first(gradients: Sequence[Tensor | None]) -> Tensor:
 def _gradient(parameter: Parameter, uses: Sequence[AlignedUse], replayed: Mapping[str, Tensor]) -> Tensor | None:
     """[n, elements], or None where the parameter took no part."""
     if parameter.name in replayed:
-        return replayed[parameter.name].flatten(1)
+        values = replayed[parameter.name]
+        return values.reshape(len(values), -1)
     if any(parameter.name in (use.captured.weight, use.captured.bias) for use in uses):
         return parameter_gradient(parameter.name, parameter.shape, uses)
     return None

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaql.errors import BatchError, UnsupportedParameterError
+from metaql.errors import BatchError, ModelStateError, UnsupportedParameterError
 from metaql.storage.blocks import Block
 from metaql.storage.recording import losses, sample_blocks
 from metaql.storage.recording.aligned import AlignedUse
-from metaql.storage.recording.alignment import Alignment, align, probes
+from metaql.storage.recording.alignment import Alignment, align, candidates, owns, probes
 from metaql.storage.recording.batches import take
 from metaql.storage.recording.capture import Capture
 from metaql.storage.recording.layering import form_layers
@@ -91,6 +91,41 @@ class _Plan:
         return {name for name, route in self.routes.items() if route in routes}
 
 
+@dataclass(frozen=True)
+class _Mixture:
+    """Σ_k weights_k · loss_k, and its gradients; a parameter that no loss depends on has none.
+
+    Right gradients of wrong samples, or of only some samples, do not add up to these.
+    """
+
+    weights: Tensor
+    gradients: Mapping[str, Tensor]
+
+    def disagreeing(self, replayed: Gradients, precision: torch.dtype) -> set[str]:
+        """The names whose gradients [n, *shape], computed once more, add up to something else."""
+        got = {name: torch.tensordot(self.weights.to(each), each, 1)[None].cpu() for name, each in replayed.items()}
+        return self._differing(got, precision, slack=30)
+
+    def disagreeing_uses(
+        self, uses: Sequence[AlignedUse], parameters: Mapping[str, torch.nn.Parameter], precision: torch.dtype
+    ) -> set[str]:
+        """The names whose captured uses add up to something else."""
+        got = {name: torch.zeros(1, each.numel(), dtype=torch.float64) for name, each in parameters.items()}
+        for use in uses:
+            names = (use.captured.weight, use.captured.bias)
+            if set(names) & set(got):
+                for name, gradient in zip(names, use.mixture(self.weights), strict=True):
+                    if name is not None and name in got:
+                        got[name] = got[name] + gradient.double().cpu()
+        return self._differing(got, precision, slack=1)
+
+    def _differing(self, got: Mapping[str, Tensor], precision: torch.dtype, slack: float) -> set[str]:
+        # What is not finite here is found, with the sample's id, in the blocks.
+        expected = {name: each[None].cpu() for name, each in self.gradients.items() if bool(each.isfinite().all())}
+        known = {name: each for name, each in got.items() if name in expected}
+        return disagreeing(known, expected, precision, slack=slack)
+
+
 class SampleGradients:
     """Turns batches into blocks of per-sample gradients of the given parameters.
 
@@ -117,10 +152,11 @@ class SampleGradients:
         with torch.enable_grad():
             run = self._run(batch, samples)
             losses.require_finite(run.values.detach(), ids)
-            if run.signature not in self._plans:
-                self._plans[run.signature] = self._examine(run)
+            if run.signature in self._plans and not run.capture.moves_rows:
+                replayed = self._replay(run, self._plans[run.signature])
+            else:
+                self._plans[run.signature], replayed = self._examine(run)
             plan = self._plans[run.signature]
-            replayed = self._replay(run, plan)
         uses = [use for use in _aligned(run, plan.alignments) if not _replaces(replayed, use)]
         assert self.layers is not None
         blocks = {layer.name: make_block(layer, uses, replayed, samples) for layer in self.layers}
@@ -150,22 +186,53 @@ class SampleGradients:
         found = {name: each is not None for name, each in zip(unseen, gradients[len(dys) :], strict=True)}
         return _Run(batch, samples, result.values, logits, capture, dys, found, False)
 
-    def _examine(self, run: _Run) -> _Plan:
-        """Settles alignments and routes for batches like this one, and forms the layers or checks them."""
+    def _examine(self, run: _Run) -> tuple[_Plan, Gradients]:
+        """Settles alignments and routes for batches like this one, and forms the layers or checks them.
+
+        With the plan come the gradients of the parameters that have to be replayed.
+        """
         alignments = _align(run)
         uses = _aligned(run, alignments)
         reference, can_cut = self._reference(run)
-        unused = _unused(run)
-        captured = self._confirmed(run, alignments, uses, reference) - unused
+        mixture = self._mixture(run)
+        unused = set() if run.hidden else set(self._parameters) - set(mixture.gradients)
+        captured = self._confirmed(run, alignments, uses, reference, mixture) - unused
         rest = set(self._parameters) - captured - unused
         routes = {**dict.fromkeys(captured, CAPTURED), **dict.fromkeys(unused, UNUSED)}
         routes.update(self._replay_routes(run, rest, reference) if can_cut else dict.fromkeys(rest, WITHIN))
+        routes, replayed = self._confirm_replayed(run, _Plan(alignments, routes), mixture)
         self._warn_of_slow(routes, reference)
         if self.layers is None:
             self.layers = form_layers(self._parameters, uses, captured, unused, self._dtype)
         for layer in self.layers:
             require_same_form(layer, uses, captured | unused)
-        return _Plan(alignments, routes)
+        return _Plan(alignments, routes), replayed
+
+    def _mixture(self, run: _Run) -> _Mixture:
+        """A random mixture of all the samples' losses, differentiated by plain autograd."""
+        weights = torch.randn(run.samples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        if run.hidden:
+            return _Mixture(weights, {})
+        loss = (run.values * weights.to(run.values)).sum()
+        gradients = zip(self._parameters, _backward(loss, list(self._parameters.values())), strict=True)
+        return _Mixture(weights, {name: each.to_dense() for name, each in gradients if each is not None})
+
+    def _confirm_replayed(self, run: _Run, plan: _Plan, mixture: _Mixture) -> tuple[dict[str, str], Gradients]:
+        """Replayed gradients and their routes, after the whole batch's were compared with the mixture's."""
+        routes = dict(plan.routes)
+        replayed = self._replay(run, plan)
+        wrong = mixture.disagreeing(replayed, run.precision)
+        if by_loop_instead := {name for name in wrong if routes[name] == FUNCTION}:
+            routes.update(dict.fromkeys(by_loop_instead, LOOP))
+            replayed = self._replay(run, _Plan(plan.alignments, routes))
+            wrong = mixture.disagreeing(replayed, run.precision)
+        if wrong:
+            raise ModelStateError(
+                f"The gradients of {', '.join(map(repr, sorted(wrong)))} for samples alone do not add up to those "
+                "within the batch: a sample's loss depends on other samples (a contrastive loss, statistics over the "
+                "batch), so it has no gradient of its own. Give losses= that look at one sample each."
+            )
+        return routes, replayed
 
     def _reference(self, run: _Run) -> tuple[Gradients, bool]:
         """The gradients of a few samples by plain autograd, and whether samples can be cut out of the batch."""
@@ -173,6 +240,7 @@ class SampleGradients:
         try:
             gradients, alone = by_loop(self._losses, self._parameters, run.batch, run.samples, chosen)
         except (BatchError, RuntimeError, IndexError, KeyError, TypeError, ValueError) as cutting:
+            _require_unmixed(run, chosen)
             try:
                 return within_batch(run.values, self._parameters, chosen), False
             except RuntimeError:
@@ -189,8 +257,9 @@ class SampleGradients:
         alignments: Sequence[Alignment | None],
         uses: Sequence[AlignedUse],
         reference: Gradients,
+        mixture: _Mixture,
     ) -> set[str]:
-        """The parameters whose captured uses add up to what plain autograd finds for a few samples."""
+        """The parameters whose captured uses add up to what autograd finds for a few samples, and for all mixed."""
         if run.hidden:
             return set()
         lost = {
@@ -210,7 +279,8 @@ class SampleGradients:
             # Alone, a sample may fall on the other side of a kink by rounding; within its batch it can't.
             within = within_batch(run.values, self._parameters, chosen)
             doubtful = disagreeing({name: got[name] for name in doubtful}, within, run.precision)
-        return set(got) - doubtful
+        sound = set(got) - doubtful
+        return sound - mixture.disagreeing_uses(uses, {name: self._parameters[name] for name in sound}, run.precision)
 
     def _replay_routes(self, run: _Run, names: set[str], reference: Gradients) -> dict[str, str]:
         """By torch.func where that works and agrees, else one by one."""
@@ -279,17 +349,20 @@ def _aligned(run: _Run, alignments: Sequence[Alignment | None]) -> list[AlignedU
     ]
 
 
-def _unused(run: _Run) -> set[str]:
-    """The parameters that no loss of the batch depends on, as the backward pass found."""
-    reached = {
-        name
-        for use, dy in zip(run.capture.uses, run.dys, strict=True)
-        if dy is not None or run.hidden
-        for name in (use.weight, use.bias)
-    }
-    seen = {name for use in run.capture.uses for name in (use.weight, use.bias) if name is not None}
-    idle = {name for name, found in run.unseen.items() if not found}
-    return idle | (seen - reached - set(run.capture.other))
+def _require_unmixed(run: _Run, chosen: Sequence[int]) -> None:
+    """Raises if one sample's loss reaches what surely are other samples' rows."""
+    if run.hidden:
+        return
+    edges = [use.edge for use in run.capture.uses]
+    for sample in chosen:
+        for use, dy in zip(run.capture.uses, _backward(run.values[sample], edges), strict=True):
+            shape = tuple(use.use.inputs.shape[: use.use.leading])
+            ways = candidates(shape, run.samples)
+            if dy is not None and ways and not any(owns(way, dy, shape, run.samples, sample) for way in ways):
+                raise ModelStateError(
+                    "A sample can't be run alone, and within its batch its loss depends on other samples, so it has no "
+                    "gradient of its own. Statistics over the batch and losses that compare samples do this."
+                )
 
 
 def _replaces(replayed: Mapping[str, Tensor], use: AlignedUse) -> bool:

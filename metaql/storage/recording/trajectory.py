@@ -61,13 +61,20 @@ class Trajectory:
         return self._steps
 
     @contextmanager
-    def step(self, ids: Any, optimizer: torch.optim.Optimizer, split: str, reduction: Reduction) -> Iterator[None]:
-        """Records what one forward and backward pass inside the context shows."""
+    def step(
+        self, ids: Any, optimizer: torch.optim.Optimizer, split: str, reduction: Reduction, mixing: bool
+    ) -> Iterator[None]:
+        """Records what one forward and backward pass inside the context shows.
+
+        ``mixing`` says that the model is in a mode that mixes samples (batch norm in training).
+        """
         ids = integer_ids(ids)
         factors = _factors(reduction, len(ids))
         # The settings that this step's update uses: schedulers and the update itself come after the pass.
         groups = step_settings(optimizer)
-        watched = WatchedStep(self._parameters, len(ids), unsettled=lambda signature: signature not in self._alignments)
+        watched = WatchedStep(
+            self._parameters, len(ids), unsettled=lambda signature: signature not in self._alignments, mixing=mixing
+        )
         try:
             with noting_scale(watched.note_scale), watched:
                 yield
@@ -114,11 +121,11 @@ class Trajectory:
     def _blocks(self, watched: WatchedStep, scale: Tensor) -> dict[str, Block]:
         """Each layer's block, from a pass that is over."""
         self._require_captured(watched)
-        is_new = watched.signature not in self._alignments
+        is_new = watched.moves_rows or watched.signature not in self._alignments
         alignments = watched.alignments if is_new else self._alignments[watched.signature]
         uses = _aligned(watched, alignments, scale)
         if is_new:
-            _require_sums(uses, watched, self._parameters)
+            _require_sums(uses, watched)
         if not self._layers:
             fired = set(watched.gradients)
             self._layers = form_layers(self._parameters, uses, fired, set(self._parameters) - fired, self._dtype)
@@ -189,13 +196,12 @@ def _aligned(watched: WatchedStep, alignments: Sequence[Alignment | None] | None
     return uses
 
 
-def _require_sums(uses: Sequence[AlignedUse], watched: WatchedStep, parameters: Mapping[str, nn.Parameter]) -> None:
+def _require_sums(uses: Sequence[AlignedUse], watched: WatchedStep) -> None:
     """Raises unless the captured uses add up to what the backward pass brought to each parameter."""
     got = {name: torch.zeros_like(gradient).flatten() for name, gradient in watched.gradients.items()}
     for use in uses:
         weight, bias = use.captured.weight, use.captured.bias
-        shape = parameters[weight].shape if weight else parameters[bias].shape if bias else ()
-        of_weight, of_bias = use.batch_gradients(tuple(shape))
+        of_weight, of_bias = use.mixture()
         for name, gradient in ((weight, of_weight), (bias, of_bias)):
             if name in got:
                 got[name] = got[name] + gradient

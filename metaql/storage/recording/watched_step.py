@@ -36,6 +36,7 @@ class WatchedStep(Capture):
 
     After it, ``dys`` has dC/dy for each of ``uses`` (None where the loss does not depend on it), ``gradients`` what
     the backward pass brought to each parameter, and ``scale`` the factor that a GradScaler put on the loss.
+    ``mixing`` says that batch norm in training mode is among the operations.
     ``unsettled`` is asked for a signature whether its alignments are still needed; they are then in ``alignments``.
     """
 
@@ -44,6 +45,7 @@ class WatchedStep(Capture):
         parameters: Mapping[str, nn.Parameter],
         samples: int,
         unsettled: Callable[[tuple[Any, ...]], bool],
+        mixing: bool,
     ) -> None:
         super().__init__(parameters, on_use=self._watch)
         self.samples = samples
@@ -52,6 +54,7 @@ class WatchedStep(Capture):
         self.scale = 1.0
         self.alignments: list[Alignment | None] | None = None
         self._unsettled = unsettled
+        self._mixing = mixing
         self._outputs: list[tuple[torch.Size, torch.dtype, torch.device]] = []
         self._handles: list[RemovableHandle] = []
         self._probing = False
@@ -84,7 +87,7 @@ class WatchedStep(Capture):
     def __torch_function__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.Tensor.backward and self.uses and self._unsettled(self.signature):
+        if func is torch.Tensor.backward and self.uses and (self.moves_rows or self._unsettled(self.signature)):
             # The last moment at which the graph is whole.
             self._probing = True
             self.alignments = self._align()
@@ -119,7 +122,10 @@ class WatchedStep(Capture):
         def gradients_from(place: int, mask: Tensor) -> Sequence[Tensor | None]:
             shape, dtype, device = self._outputs[place]
             wide = mask.reshape(*mask.shape, *[1] * (len(shape) - mask.dim())).to(device)
-            direction = torch.randn(shape, dtype=dtype, device=device) * wide
+            # Of its own generator: the training's random numbers stay as they would be.
+            direction = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device) * wide
             return torch.autograd.grad([edges[place]], edges, [direction], retain_graph=True, allow_unused=True)
 
-        return align_backwards(shapes, self.samples, gradients_from, probes(self.samples))
+        # Where rows may be anywhere, a few samples do not stand for the others.
+        tried = range(self.samples) if self.moves_rows else probes(self.samples)
+        return align_backwards(shapes, self.samples, gradients_from, tried, self._mixing)
