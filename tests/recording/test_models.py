@@ -296,3 +296,56 @@ def test_autocast_is_followed_to_its_own_rounding(assert_exact):
     model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, CLASSES))
     with torch.autocast("cpu", torch.bfloat16):
         assert_exact(model, (torch.randn(SAMPLES, 6), classes()), SAMPLES, tolerance=3e-2)
+
+
+class SortedByLength(nn.Module):
+    """Runs its samples in another order, which the data decides, and puts the results back."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        order = torch.argsort(x[:, 0])
+        return self.head(torch.tanh(self.inner(x[order])))[torch.argsort(order)]
+
+
+class Scaled(nn.Module):
+    """A temperature that is a single number."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.scale = nn.Linear(6, CLASSES), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.head(x) * self.scale
+
+
+class Alias(nn.Module):
+    """A parameter that is also reached through a list, where functional calls do not replace it."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(6, CLASSES))
+        self.hidden = [self.matrix]
+
+    def forward(self, x):
+        return x @ self.matrix + (x[:, :1] > 1.0) * (x @ self.hidden[0])
+
+
+def test_rows_that_the_model_reorders(assert_exact):
+    """The order differs from batch to batch, and may leave any few samples in their places."""
+    model = SortedByLength().double()
+    for batch in (vectors() for _ in range(3)):
+        ordered = batch[0][torch.argsort(batch[0][:, 0])]
+        for inputs in (ordered, batch[0]):
+            assert_exact(model, (inputs, batch[1]), SAMPLES)
+
+
+def test_a_parameter_that_is_one_number(assert_exact):
+    assert_exact(Scaled().double(), vectors(), SAMPLES)
+
+
+@pytest.mark.filterwarnings("ignore:Recorded by running samples one by one")
+def test_a_parameter_with_a_second_name_out_of_sight(assert_exact):
+    assert_exact(Alias().double(), vectors(), SAMPLES)

@@ -344,3 +344,60 @@ def test_an_interrupted_collection_leaves_nothing(recorder, pictures, tmp_path):
         recorder.collect(batches(), "train")
     assert Store.open(tmp_path / "store").manifest.collections == ()
     assert recorder.collect(TensorDataset(*pictures), "train") == 40
+
+
+def test_a_loss_that_compares_samples_is_refused(network, pictures, tmp_path):
+    def paired(model, batch):
+        """Samples 4 and 5 look at each other; the others at themselves alone."""
+        logits = model(batch[0])
+        losses = F.cross_entropy(logits, batch[1], reduction="none")
+        partner = torch.zeros(len(losses), dtype=losses.dtype)
+        if len(losses) > 5:
+            partner[4] = (logits[4] - logits[5]).square().sum()
+        return losses + partner
+
+    with metaql.Recorder(network, tmp_path / "store", losses=paired, dtype="float64") as recorder:
+        recorder.checkpoint()
+        with pytest.raises(errors.ModelStateError, match="depends on other samples"):
+            recorder.collect(TensorDataset(*pictures), "train")
+
+
+def test_parameters_may_be_replaced_before_anything_is_recorded(network, pictures, tmp_path):
+    with metaql.Recorder(network, tmp_path / "store", dtype="float64") as recorder:
+        network.head = nn.Linear(8, 3).double()
+        recorder.checkpoint()
+        recorder.collect(TensorDataset(*pictures), "train")
+        network.conv.requires_grad_(False)
+        recorder.checkpoint()
+        with pytest.raises(errors.ModelStateError, match=r"'conv.weight' is 4x1x3x3 there and missing here"):
+            recorder.collect(TensorDataset(*pictures), "train")
+        network.conv.requires_grad_(True)
+    assert_recorded(tmp_path / "store", network, pictures)
+
+
+def test_a_closed_recorder_records_nothing(recorder, pictures):
+    recorder.close()
+    for call in (recorder.checkpoint, lambda: recorder.collect(TensorDataset(*pictures), "train")):
+        with pytest.raises(errors.RecordingError, match=r"is closed\. Make another one"):
+            call()
+
+
+def test_splits_that_sql_can_not_tell_apart(recorder, pictures):
+    recorder.collect(TensorDataset(*pictures), "train")
+    with pytest.raises(errors.RecordingError, match="SQL would not tell 'Train' from it"):
+        recorder.collect(TensorDataset(*pictures), "Train")
+
+
+def test_a_model_that_changes_while_it_is_recorded(pictures, tmp_path):
+    model = nn.Sequential(nn.InstanceNorm2d(1, affine=True, track_running_stats=True), nn.Flatten(), nn.Linear(36, 3))
+    with metaql.Recorder(model.double(), tmp_path / "store", dtype="float64") as recorder:
+        recorder.checkpoint()
+        with pytest.raises(errors.ModelStateError, match="no longer that of checkpoint 1"):
+            recorder.collect(TensorDataset(*pictures), "train")
+
+
+def test_a_complex_parameter_is_refused_by_name(tmp_path):
+    model = nn.Linear(3, 3)
+    model.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    with pytest.raises(errors.UnsupportedParameterError, match="'phase' is complex"):
+        metaql.Recorder(model, tmp_path / "store")

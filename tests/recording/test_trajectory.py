@@ -181,3 +181,35 @@ def test_an_error_of_the_users_leaves_no_hooks(network, pictures, tmp_path):
             F.cross_entropy(network(pictures[0][:8]), pictures[1][:8]).backward(1 / 0)
         assert all(not each._backward_hooks for each in network.parameters())
     assert Store.open(tmp_path / "store").manifest.collections == ()
+
+
+class Sorting(nn.Module):
+    """Runs its samples in another order, and puts the results back."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        order = torch.argsort(x[:, 0])
+        return self.head(torch.tanh(self.inner(x[order])))[torch.argsort(order)]
+
+
+def test_rows_in_another_order_are_refused(tmp_path):
+    data = torch.randn(8, 6, dtype=torch.float64), torch.randint(0, 3, (8,))
+    with pytest.raises(errors.SampleIdError, match="can't be told apart"):
+        step(Sorting().double(), data, tmp_path / "store")
+
+
+def test_an_index_that_keeps_samples_in_their_places(tmp_path):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(11, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = torch.tanh(self.words(x))
+            return self.head(h[torch.arange(len(x)), (x > 2).sum(1).clamp(max=4)])
+
+    data = torch.randint(0, 11, (20, 5)), torch.randint(0, 3, (20,))
+    assert_steps(tmp_path / "store", train(Last().double(), data, tmp_path / "store"))

@@ -99,14 +99,17 @@ def align_backwards(
             continue
         # Of two dimensions that both have the samples' number nothing here tells positions from samples for sure.
         ways = remaining[anchor][:1] if shapes[anchor].count(samples) > 1 else remaining[anchor]
+        below: set[int] = set()
         for way in ways:
-            narrowed = _narrow(remaining, shapes, samples, anchor, way, gradients_from, probes, reached)
+            narrowed = _narrow(remaining, shapes, samples, anchor, way, gradients_from, probes, below)
             if narrowed is not None:
                 remaining = narrowed
                 break
         else:
-            plain = [way for way in remaining[anchor] if _is_plain(way, shapes[anchor], samples)]
-            remaining[anchor] = plain if mixing else []
+            for place in (anchor, *below):
+                plain = [way for way in remaining[place] if _is_plain(way, shapes[place], samples)]
+                remaining[place] = plain if mixing else []
+        reached |= below
     return [ways[0] if ways else None for ways in remaining]
 
 

@@ -45,7 +45,8 @@ class CapturedUse:
 class Capture(TorchFunctionMode):
     """A context in which uses of ``parameters`` (name => parameter) are noted.
 
-    ``on_use`` is called at once with each use and its output, before anything can change it in place. After it,
+    ``on_use`` is called at once with each use and its output, before anything can change it in place, and ``on_move``
+    with what functions return that may permute rows. After it,
     ``uses`` holds the captured ones in forward order, and ``other`` names, for each parameter that took part in
     something without factors, the function it was. ``moves_rows`` is set when the model may have put rows elsewhere
     depending on the data, so that what holds for one batch need not hold for the next of the same shapes.
@@ -53,6 +54,7 @@ class Capture(TorchFunctionMode):
 
     parameters: Mapping[str, torch.nn.Parameter]
     on_use: Callable[[CapturedUse, Tensor], None] | None = None
+    on_move: Callable[[Any], None] | None = None
     uses: list[CapturedUse] = field(default_factory=list)
     other: dict[str, str] = field(default_factory=dict)
     moves_rows: bool = False
@@ -65,10 +67,14 @@ class Capture(TorchFunctionMode):
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        self.moves_rows = self.moves_rows or may_move_rows(func, args)
+        moving = may_move_rows(func, args)
+        self.moves_rows = self.moves_rows or moving
         names = self._tracked(args) | self._tracked(kwargs.values())
         if not names:
-            return func(*args, **kwargs)
+            output = func(*args, **kwargs)
+            if moving and self.on_move is not None and may_permute_rows(func, args):
+                self.on_move(output)
+            return output
         if (inner := _see_through(func)) is not None:
             with self:
                 return inner(*args, **kwargs)
@@ -132,16 +138,24 @@ _MOVING = frozenset(
 
 def may_move_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     """Whether a call may reorder, select or regroup rows by what is in the data, or let Python do so."""
+    if may_permute_rows(func, args):
+        return True
+    name = getattr(func, "__name__", "")
+    if name not in ("__getitem__", "__setitem__") or len(args) < 2:
+        return False
+    first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+    return isinstance(first, int) or (isinstance(first, slice) and (first.start, first.stop) != (None, None))
+
+
+def may_permute_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether a call takes its rows from places that a tensor or a list says."""
     name = getattr(func, "__name__", "")
     if name in _MOVING or name.removesuffix("_") in _MOVING:
         return True
     if name not in ("__getitem__", "__setitem__") or len(args) < 2:
         return False
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    if any(isinstance(each, (Tensor, list)) or hasattr(each, "__array__") for each in index):
-        return True
-    first = index[0] if index else None
-    return isinstance(first, int) or (isinstance(first, slice) and (first.start, first.stop) != (None, None))
+    return any(isinstance(each, (Tensor, list)) or hasattr(each, "__array__") for each in index)
 
 
 def _describe(func: Callable[..., Any]) -> str:

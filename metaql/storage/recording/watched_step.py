@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from metaql.storage.recording.alignment import Alignment, align_backwards, probes
@@ -31,6 +33,18 @@ def noting_scale(note: Callable[[float], None]) -> Iterator[None]:
         GradScaler.scale = original  # type: ignore[method-assign]
 
 
+@dataclass(frozen=True)
+class _Place:
+    """An output of the forward pass: that of a use, by its number, or of a function that may have moved rows."""
+
+    edge: GradientEdge
+    leading: tuple[int, ...]
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    use: int | None
+
+
 class WatchedStep(Capture):
     """A context around a forward and backward pass of a batch of so many ``samples``.
 
@@ -47,7 +61,7 @@ class WatchedStep(Capture):
         unsettled: Callable[[tuple[Any, ...]], bool],
         mixing: bool,
     ) -> None:
-        super().__init__(parameters, on_use=self._watch)
+        super().__init__(parameters, on_use=self._watch, on_move=self._note_landmark)
         self.samples = samples
         self.dys: list[Tensor | None] = []
         self.gradients: dict[str, Tensor] = {}
@@ -55,7 +69,7 @@ class WatchedStep(Capture):
         self.alignments: list[Alignment | None] | None = None
         self._unsettled = unsettled
         self._mixing = mixing
-        self._outputs: list[tuple[torch.Size, torch.dtype, torch.device]] = []
+        self._path: list[_Place] = []
         self._handles: list[RemovableHandle] = []
         self._probing = False
 
@@ -97,7 +111,8 @@ class WatchedStep(Capture):
     def _watch(self, captured: CapturedUse, output: Tensor) -> None:
         place = len(self.dys)
         self.dys.append(None)
-        self._outputs.append((output.shape, output.dtype, output.device))
+        leading = tuple(captured.use.inputs.shape[: captured.use.leading])
+        self._path.append(_Place(captured.edge, leading, output.shape, output.dtype, output.device, place))
 
         def keep(dy: Tensor) -> None:
             if self._probing:
@@ -115,17 +130,27 @@ class WatchedStep(Capture):
 
         return keep
 
-    def _align(self) -> list[Alignment | None]:
-        shapes = [tuple(use.use.inputs.shape[: use.use.leading]) for use in self.uses]
-        edges = [use.edge for use in self.uses]
+    def _note_landmark(self, output: Any) -> None:
+        """Rows that were moved have to be the samples again: tells a permutation that ends after the last use."""
+        if isinstance(output, Tensor) and output.requires_grad and self.samples in output.shape:
+            edge = get_gradient_edge(output)
+            leading = tuple(output.shape)
+            self._path.append(_Place(edge, leading, output.shape, output.dtype, output.device, None))
 
-        def gradients_from(place: int, mask: Tensor) -> Sequence[Tensor | None]:
-            shape, dtype, device = self._outputs[place]
-            wide = mask.reshape(*mask.shape, *[1] * (len(shape) - mask.dim())).to(device)
+    def _align(self) -> list[Alignment | None]:
+        """The alignment of each use, traced through all places of the forward pass."""
+        edges = [place.edge for place in self._path]
+
+        def gradients_from(number: int, mask: Tensor) -> Sequence[Tensor | None]:
+            place = self._path[number]
+            wide = mask.reshape(*mask.shape, *[1] * (len(place.shape) - mask.dim())).to(place.device)
             # Of its own generator: the training's random numbers stay as they would be.
-            direction = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device) * wide
-            return torch.autograd.grad([edges[place]], edges, [direction], retain_graph=True, allow_unused=True)
+            generator = torch.Generator().manual_seed(0)
+            direction = torch.randn(place.shape, generator=generator, dtype=place.dtype).to(place.device) * wide
+            return torch.autograd.grad([place.edge], edges, [direction], retain_graph=True, allow_unused=True)
 
         # Where rows may be anywhere, a few samples do not stand for the others.
         tried = range(self.samples) if self.moves_rows else probes(self.samples)
-        return align_backwards(shapes, self.samples, gradients_from, tried, self._mixing)
+        shapes = [place.leading for place in self._path]
+        found = align_backwards(shapes, self.samples, gradients_from, tried, self._mixing)
+        return [way for way, place in zip(found, self._path, strict=True) if place.use is not None]
