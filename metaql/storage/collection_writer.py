@@ -26,7 +26,7 @@ from metaql.storage.staging import BufferPool, LayerStaging, Staged, release
 # A layer's buffer goes to the writing thread at this size, which makes a record batch. The first ones are
 # smaller, each as large as all before it, so that a short collection too is written beside the computing.
 _FLUSH_BYTES = 16 << 20
-_FIRST_FLUSH_BYTES = 4 << 20
+_FIRST_FLUSH_BYTES = 1 << 20
 # With many layers the largest buffer goes earlier, so that they don't hold more than this together.
 _BUFFERED_BYTES = 512 << 20
 # What waits for the writing thread; beyond it, ``append`` waits.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 # A multiple of every block size; direct writes go from aligned memory, in whole pieces.
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 

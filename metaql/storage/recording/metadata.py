@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metaql.errors import BatchError, SampleIdError
-from metaql.storage import tables
 from metaql.storage.store import Store
 
 # Columns that the relations add to the user's own.
@@ -80,15 +79,14 @@ def for_samples(table: pa.Table | None, ids: np.ndarray, labels: np.ndarray | No
 
 def require_same_types(table: pa.Table, store: Store) -> None:
     """Raises if a column has another type than the same column of earlier collections."""
-    earlier = tables.samples(store).schema
+    kept = [each.metadata for each in store.manifest.collections if each.metadata]
+    earlier = {field.name: field for file in kept for field in store.table(file).schema}
     for field in table.schema:
-        place = earlier.get_field_index(field.name)
-        if place < 0:
-            continue
+        before = earlier.get(field.name, field)
         try:
-            pa.unify_schemas([pa.schema([earlier.field(place)]), pa.schema([field])], promote_options="permissive")
+            pa.unify_schemas([pa.schema([before]), pa.schema([field])], promote_options="permissive")
         except pa.ArrowException:
             raise BatchError(
-                f"metadata's column '{field.name}' is {field.type}, and {earlier.field(place).type} in what was "
-                "recorded before. Convert it, or give it another name."
+                f"metadata's column '{field.name}' is {field.type}, and {before.type} in what was recorded before. "
+                "Convert it, or give it another name."
             ) from None
