@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,6 +77,19 @@ class AlignedUse:
 
     def _align(self, values: Tensor) -> Tensor:
         return self.alignment.apply(values, self.captured.use.leading, self.samples)
+
+
+def mixtures(uses: Sequence[AlignedUse], names: Set[str], weights: Tensor | None = None) -> dict[str, Tensor]:
+    """name => [1, elements]: what these parameters' uses add up to, as in ``AlignedUse.mixture``; float64, CPU."""
+    sums: dict[str, Tensor] = {}
+    for use in uses:
+        own = (use.captured.weight, use.captured.bias)
+        if not names.isdisjoint(own):
+            for name, gradient in zip(own, use.mixture(weights), strict=True):
+                if name is not None and name in names:
+                    part = gradient.double().cpu().unsqueeze(0)
+                    sums[name] = sums[name] + part if name in sums else part
+    return sums
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +104,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
-    """A checksum of names, shapes and values, to notice that weights have moved."""
+def digest(state: Mapping[str, Any]) -> str:
+    """A checksum of the names, shapes and values of all tensors, to notice that weights have moved."""
     checksum = 0
+    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
         checksum = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), checksum)

@@ -217,7 +217,7 @@ class Recorder:
 
     def _require_still(self, checkpoint: int) -> None:
         """Raises if recording itself has changed the model, so that the gradients are not all of one model."""
-        if self._writer.manifest.checkpoints[-1].digest != digest(weights(self._model)):
+        if not self._is_at_newest_checkpoint():
             raise ModelStateError(
                 f"The model is no longer that of checkpoint {checkpoint}: running it changed its weights or buffers "
                 "(running statistics in training mode, an embedding's max_norm, an optimizer called by hooks). Switch "
@@ -260,12 +260,15 @@ class Recorder:
                 "There is no checkpoint to collect at yet. Call recorder.checkpoint(optimizer) first."
             )
         newest = checkpoints[-1]
-        if newest.digest != digest(weights(self._model)):
+        if not self._is_at_newest_checkpoint():
             raise ModelStateError(
                 f"The weights have moved since checkpoint {newest.number}. Call recorder.checkpoint(optimizer) before "
                 "collect, so that the gradients belong to weights that are kept."
             )
         return newest.number
+
+    def _is_at_newest_checkpoint(self) -> bool:
+        return self._writer.manifest.checkpoints[-1].digest == digest(self._model.state_dict())
 
     def _ids_at(self, split: str, checkpoint: int) -> set[int]:
         """The samples of the split that this checkpoint has already."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from metaql.errors import BatchError, ModelStateError, UnsupportedParameterError
 from metaql.storage.blocks import Block
 from metaql.storage.recording import losses, sample_blocks
-from metaql.storage.recording.aligned import AlignedUse
+from metaql.storage.recording.aligned import AlignedUse, mixtures
 from metaql.storage.recording.alignment import Alignment, align, candidates, owns, probes
 from metaql.storage.recording.batches import take
 from metaql.storage.recording.capture import Capture
@@ -106,18 +106,9 @@ class _Mixture:
         got = {name: torch.tensordot(self.weights.to(each), each, 1)[None].cpu() for name, each in replayed.items()}
         return self._differing(got, precision, slack=30)
 
-    def disagreeing_uses(
-        self, uses: Sequence[AlignedUse], parameters: Mapping[str, torch.nn.Parameter], precision: torch.dtype
-    ) -> set[str]:
+    def disagreeing_uses(self, uses: Sequence[AlignedUse], names: set[str], precision: torch.dtype) -> set[str]:
         """The names whose captured uses add up to something else."""
-        got = {name: torch.zeros(1, each.numel(), dtype=torch.float64) for name, each in parameters.items()}
-        for use in uses:
-            names = (use.captured.weight, use.captured.bias)
-            if set(names) & set(got):
-                for name, gradient in zip(names, use.mixture(self.weights), strict=True):
-                    if name is not None and name in got:
-                        got[name] = got[name] + gradient.double().cpu()
-        return self._differing(got, precision, slack=1)
+        return self._differing(mixtures(uses, names, self.weights), precision, slack=1)
 
     def _differing(self, got: Mapping[str, Tensor], precision: torch.dtype, slack: float) -> set[str]:
         # What is not finite here is found, with the sample's id, in the blocks.
@@ -280,7 +271,7 @@ class SampleGradients:
             within = within_batch(run.values, self._parameters, chosen)
             doubtful = disagreeing({name: got[name] for name in doubtful}, within, run.precision)
         sound = set(got) - doubtful
-        return sound - mixture.disagreeing_uses(uses, {name: self._parameters[name] for name in sound}, run.precision)
+        return sound - mixture.disagreeing_uses(uses, sound, run.precision)
 
     def _replay_routes(self, run: _Run, names: set[str], reference: Gradients) -> dict[str, str]:
         """By torch.func where that works and agrees, else one by one."""

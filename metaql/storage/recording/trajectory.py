@@ -16,7 +16,7 @@ from metaql.errors import BatchError, ModelStateError, SampleIdError, Unsupporte
 from metaql.storage import tables
 from metaql.storage.blocks import Block
 from metaql.storage.collection_writer import CollectionWriter
-from metaql.storage.recording.aligned import AlignedUse
+from metaql.storage.recording.aligned import AlignedUse, mixtures
 from metaql.storage.recording.alignment import Alignment
 from metaql.storage.recording.batches import integer_ids
 from metaql.storage.recording.layering import form_layers
@@ -198,17 +198,10 @@ def _aligned(watched: WatchedStep, alignments: Sequence[Alignment | None] | None
 
 def _require_sums(uses: Sequence[AlignedUse], watched: WatchedStep) -> None:
     """Raises unless the captured uses add up to what the backward pass brought to each parameter."""
-    got = {name: torch.zeros_like(gradient).flatten() for name, gradient in watched.gradients.items()}
-    for use in uses:
-        weight, bias = use.captured.weight, use.captured.bias
-        of_weight, of_bias = use.mixture()
-        for name, gradient in ((weight, of_weight), (bias, of_bias)):
-            if name in got:
-                got[name] = got[name] + gradient
     coarsest = max((use.dy.dtype for use in uses), key=lambda dtype: torch.finfo(dtype).eps)
     wrong = disagreeing(
-        {name: each[None] for name, each in got.items()},
-        {name: each[None] for name, each in watched.gradients.items()},
+        mixtures(uses, watched.gradients.keys()),
+        {name: each[None].cpu() for name, each in watched.gradients.items()},
         coarsest,
     )
     if wrong:
