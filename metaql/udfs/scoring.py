@@ -6,48 +6,22 @@ over one query sample with thousands of training samples), and pair by pair othe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from metaql.storage.blocks import Block
-from metaql.storage.schema import Layer
 from metaql.udfs.kernels import matrix, pairs
 from metaql.udfs.patterns import Term
 from metaql.udfs.read_ahead import AHEAD_BYTES
 from metaql.udfs.references import Floats, Ints, References, constant
+from metaql.udfs.rows import BLOCK_BYTES, Rows, floats
 from metaql.udfs.session import Session
 from metaql.udfs.slices import steps
-from metaql.udfs.sources import Source
 
-# Gathered copies of a block of rows stay below this, on each side.
-BLOCK_BYTES = 64 << 20
 # A matrix may hold this many times the pairs asked for: a product of matrices is so much faster than single ones.
 MATRIX_WASTE = 4
 # From so many pairs for each distinct reference on, one matrix row at a time beats gathering both sides.
 REPEATS = 8
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one source."""
-
-    source: Source
-    numbers: Ints
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def read(self, layer: Layer, part: slice = slice(None)) -> Block:
-        """Their block."""
-        return self.source.read(layer, self.numbers[part])
-
-    def blocks(self, layer: Layer) -> Iterator[slice]:
-        """Slices of the rows whose blocks have a bounded size."""
-        return steps(len(self), self.source.row_bytes(layer) / 4, BLOCK_BYTES)
 
 
 def inner_products(session: Session, left: References, right: References) -> Floats:
@@ -146,7 +120,7 @@ def _column(terms: tuple[Term, ...], left: Rows, one: Rows) -> Floats:
     result = None
     for term in terms:
         other = one.read(term.right)
-        parts = [_numbers(matrix(term, left.read(term.left, down), other)[:, 0]) for down in left.blocks(term.left)]
+        parts = [floats(matrix(term, left.read(term.left, down), other)[:, 0]) for down in left.blocks(term.left)]
         scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
         result = scores if result is None else np.add(result, scores, out=result)
     return np.zeros(len(left)) if result is None else result
@@ -158,7 +132,7 @@ def _matrix(terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
         for across in right.blocks(term.right):
             other = right.read(term.right, across)
             for down in left.blocks(term.left):
-                result[down, across] += _numbers(matrix(term, left.read(term.left, down), other))
+                result[down, across] += floats(matrix(term, left.read(term.left, down), other))
     return result
 
 
@@ -167,7 +141,7 @@ def _pairs(terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
     for term in terms:
         size = max(left.source.row_bytes(term.left), right.source.row_bytes(term.right))
         for part in steps(len(left), size / 4, BLOCK_BYTES):
-            result[part] += _numbers(pairs(term, left.read(term.left, part), right.read(term.right, part)))
+            result[part] += floats(pairs(term, left.read(term.left, part), right.read(term.right, part)))
     return result
 
 
@@ -176,9 +150,5 @@ def _self_products(rows: Rows, terms: tuple[Term, ...]) -> Floats:
     for term in terms:
         for part in rows.blocks(term.left):
             block = rows.read(term.left, part)
-            result[part] += _numbers(pairs(term, block, block))
+            result[part] += floats(pairs(term, block, block))
     return result
-
-
-def _numbers(scores: torch.Tensor) -> Floats:
-    return scores.cpu().numpy().astype(np.float64)

@@ -70,7 +70,7 @@ def pairs_of(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarra
 )
 @pytest.mark.parametrize("block_bytes", [64 << 20, 200])
 def test_inner_products(kind: str, block_bytes: int, world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metaql.udfs.scoring.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("metaql.udfs.rows.BLOCK_BYTES", block_bytes)
     left, right = pairs_of(world.rng, kind)
     found = inner_products(world.session, references(7, left), references(7, right))
     expected = (world.gradients[left] * world.gradients[right]).sum(1)

@@ -1,0 +1,42 @@
+"""Rows of one source, read layer by layer in blocks of a bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from metaql.storage.blocks import Block
+from metaql.storage.schema import Layer
+from metaql.udfs.references import Floats, Ints
+from metaql.udfs.slices import steps
+from metaql.udfs.sources import Source
+
+# Gathered copies of a block of rows stay below this, on each side.
+BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one source."""
+
+    source: Source
+    numbers: Ints
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, layer: Layer, part: slice = slice(None)) -> Block:
+        """Their block."""
+        return self.source.read(layer, self.numbers[part])
+
+    def blocks(self, layer: Layer) -> Iterator[slice]:
+        """Slices of the rows whose blocks have a bounded size."""
+        return steps(len(self), self.source.row_bytes(layer) / 4, BLOCK_BYTES)
+
+
+def floats(scores: torch.Tensor) -> Floats:
+    """Scores as SQL gets them."""
+    return scores.cpu().numpy().astype(np.float64)
