@@ -100,6 +100,13 @@ class Store:
         batch = bisect_right(index.starts, row) - 1
         return max(index.ends[batch] - row, 0) if batch >= 0 else 0
 
+    def stretch(self, row: int) -> tuple[int, int]:
+        """The collection's rows around this one: the first, and one past the last; (row, row) when there is none."""
+        place = bisect_right(self._starts, row) - 1
+        if place < 0 or row >= self._ends[place]:
+            return row, row
+        return int(self._starts[place]), int(self._ends[place])
+
     def has_rows(self, rows: Array) -> bool:
         """Whether the store has all of these rows."""
         if not len(rows):

@@ -15,6 +15,7 @@ from torch import Tensor
 from metaql.storage.blocks import Block, Factored, Full
 from metaql.storage.schema import Layer
 from metaql.udfs.contract import weighted_sum
+from metaql.udfs.costs import factor_widths
 from metaql.udfs.patterns import Space, Term
 from metaql.udfs.references import Floats, Ints, References
 from metaql.udfs.slices import columns, steps
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Rows are gathered in blocks of about this size, which bounds the memory that a sum over many rows takes.
 BLOCK_BYTES = 64 << 20
+# Factors of a sum are kept up to this size; what is larger is laid out, which needs one gradient's room.
+FACTOR_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +57,29 @@ class Combination:
             digest.update(part.weights.tobytes())
         return digest.digest()
 
-    def compute(self, session: Session, layers: tuple[Layer, ...]) -> dict[str, Block]:
-        """The sum in these layers: laid out, or as its parts' factors where those are smaller."""
-        return {layer.name: self._compute(session, layer) for layer in layers}
+    def positions(self, session: Session, layer: Layer) -> float | None:
+        """About how many positions its factors have; None where they are too large, or not the sum's factors."""
+        if layer.input_width is None:
+            return None
+        count = 0.0
+        for piece in self._pieces(session, layer):
+            positions = piece.positions()
+            if positions is None:
+                return None
+            count += positions
+        return count if 0 < 4 * count * sum(factor_widths(layer)) <= FACTOR_BYTES else None
 
-    def _compute(self, session: Session, layer: Layer) -> Block:
-        pieces = [piece for part in self.parts for piece in _pieces(session, part, layer, self.space)]
-        if layer.kind != "embedding" and _factors_are_smaller(pieces, layer):
-            return _join_factors(pieces)
-        return Full(_lay_out(pieces, layer).unsqueeze(0))
+    def compute(self, session: Session, layers: tuple[Layer, ...], as_factors: bool) -> dict[str, Block]:
+        """The sum in these layers: as its parts' factors if asked for and possible, else laid out."""
+        return {layer.name: self._compute(session, layer, as_factors) for layer in layers}
+
+    def _compute(self, session: Session, layer: Layer, as_factors: bool) -> Block:
+        pieces = self._pieces(session, layer)
+        joined = _join_factors(pieces) if as_factors else None
+        return joined or Full(_lay_out(pieces, layer).unsqueeze(0))
+
+    def _pieces(self, session: Session, layer: Layer) -> list[_Piece]:
+        return [piece for part in self.parts for piece in _pieces(session, part, layer, self.space)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +98,11 @@ class Replayed:
         digest.update(self.input)
         return digest.digest()
 
-    def compute(self, session: Session, layers: tuple[Layer, ...]) -> dict[str, Block]:
+    def positions(self, session: Session, layer: Layer) -> float | None:
+        """None: the model decides."""
+        return None
+
+    def compute(self, session: Session, layers: tuple[Layer, ...], as_factors: bool) -> dict[str, Block]:
         """Every layer, since one backward pass yields them all."""
         return session.model(self.model).gradient(self.input, self.target)
 
@@ -100,12 +121,11 @@ class _Piece:
         """Whether it has all parameters of the layer."""
         return len(self.term.places) == len(self.term.right.parameters)
 
-    def positions(self) -> Iterator[int | None]:
-        """The positions of some rows at a time; None where their factors, side by side, are not the sum's factors."""
+    def positions(self) -> float | None:
+        """The positions of all rows; None where their factors, side by side, are not the sum's factors."""
         if self.term.left is self.term.right and self.whole:
-            yield from self.source.positions(self.term.left, self.rows)
-        else:
-            yield None
+            return self.source.positions(self.term.left, self.rows)
+        return None
 
     def blocks(self) -> Iterator[tuple[Block, Tensor]]:
         """The rows with their weights, some at a time."""
@@ -139,26 +159,13 @@ def _pieces(session: Session, part: Part, layer: Layer, space: Space) -> Iterato
                 yield _Piece(source, term, part.rows[places], part.weights[places])
 
 
-def _factors_are_smaller(pieces: list[_Piece], layer: Layer) -> bool:
-    """Whether the factors of all rows are the sum's factors, and take less than the sum itself."""
-    if not pieces or layer.input_width is None or layer.output_width is None:
-        return False
-    size = 0
-    for count in (count for piece in pieces for count in piece.positions()):
-        if count is None:
-            return False
-        size += count * (layer.input_width + layer.output_width)
-        if size >= layer.width:
-            return False
-    return True
-
-
-def _join_factors(pieces: list[_Piece]) -> Factored:
-    """All positions as those of one sample, the weights multiplied into the prefixes."""
+def _join_factors(pieces: list[_Piece]) -> Factored | None:
+    """All positions as those of one sample, the weights multiplied into the prefixes; None if some are laid out."""
     suffixes, prefixes = [], []
     for piece in pieces:
         for block, weights in piece.blocks():
-            assert isinstance(block, Factored)
+            if isinstance(block, Full):
+                return None
             each = len(block.prefix) // max(block.samples, 1)
             lengths = block.offsets.diff() if block.offsets is not None else torch.full_like(weights, each).long()
             suffixes.append(block.suffix)

@@ -1,10 +1,4 @@
-"""Inner products of two blocks, by the cheapest of the exact ways that their layouts allow.
-
-The choice between factors and contraction is by floating point operations, with S and S' positions a sample:
-
-    Gram, a pair        S·S'·(D_in + D_out)
-    contract, a pair    S·D_in·D_out, and S'·D_in·D_out once for each right sample that is laid out
-"""
+"""Inner products of two blocks, by the cheapest of the exact ways that their layouts allow (``costs.py``)."""
 
 from __future__ import annotations
 
@@ -13,7 +7,9 @@ from torch import Tensor
 
 from metaql.storage.blocks import Block, Factored, Full, lay_out
 from metaql.storage.schema import Layer
-from metaql.udfs.contract import contract, contract_pairs, widths
+from metaql.udfs import costs
+from metaql.udfs.contract import contract, contract_pairs
+from metaql.udfs.costs import FULL, GRAM, SHIPPED, Constants, Side
 from metaql.udfs.gram import gram_matrix, gram_pairs
 from metaql.udfs.patterns import Term
 from metaql.udfs.slices import columns, cut, joined, move, padded, positions, row_dots, steps
@@ -22,73 +18,106 @@ from metaql.udfs.slices import columns, cut, joined, move, padded, positions, ro
 LAID_OUT_BUDGET = 32 << 20
 
 
-def pairs(term: Term, left: Block, right: Block) -> Tensor:
+def pairs(term: Term, left: Block, right: Block, machine: Constants = SHIPPED) -> Tensor:
     """The inner product of each left sample with the right sample beside it: [n]."""
     left, right = _alike(left, right)
-    if not term.by_factors or (isinstance(left, Full) and isinstance(right, Full)):
-        return row_dots(*_laid_out(term, left, right))
+    sides = side(left), side(right)
+    way = FULL
+    if _has_factors(term, *sides):
+        ways = costs.pairs(machine, term.left, left.samples, sides[0].positions, sides[1].positions)
+        way = machine.choose(ways)
+    if way == FULL:
+        return _full_pairs(term, left, right)
     if isinstance(left, Full):
         left, right = right, left
     assert isinstance(left, Factored)
-    if isinstance(right, Factored):
-        if _gram_is_cheaper(term.left, left, right, left.samples, left.samples):
-            return gram_pairs(term.left, left, right, term.weight, term.bias)
-        return _contract_pairs(term, left, right)
-    return contract_pairs(term.left, left, right.gradient, term.weight, term.bias)
+    if way == GRAM:
+        assert isinstance(right, Factored)
+        return gram_pairs(term.left, left, right, term.weight, term.bias)
+    return _contract_pairs(term, left, right)
 
 
-def matrix(term: Term, left: Block, right: Block) -> Tensor:
+def matrix(term: Term, left: Block, right: Block, machine: Constants = SHIPPED) -> Tensor:
     """The inner product of every left with every right sample: [l, r]."""
     left, right = _alike(left, right)
-    if not term.by_factors or (isinstance(left, Full) and isinstance(right, Full)):
-        laid_out, other = _laid_out(term, left, right)
-        return laid_out @ other.T
+    way = FULL
+    if _has_factors(term, side(left), side(right)):
+        way = machine.choose(costs.matrix(machine, term.left, side(left), side(right)))
+    if way == FULL:
+        return _full_matrix(term, left, right)
     if isinstance(left, Full):
         assert isinstance(right, Factored)
         return _contract_matrix(term, right, left).T
-    if isinstance(right, Factored) and _gram_is_cheaper(
-        term.left, left, right, left.samples * right.samples, right.samples
-    ):
+    if way == GRAM:
+        assert isinstance(right, Factored)
         return gram_matrix(term.left, left, right, term.weight, term.bias)
     return _contract_matrix(term, left, right)
 
 
+def side(block: Block) -> Side:
+    """How large a block is."""
+    return Side(block.samples, positions(block) if isinstance(block, Factored) else None)
+
+
+def restored(layer: Layer, block: Block) -> Tensor:
+    """The gradients themselves, [n, layer.width]."""
+    # Padding first: laying out samples of different lengths is a loop over them.
+    return lay_out(layer, padded(block) if isinstance(block, Factored) else block)
+
+
+def _has_factors(term: Term, left: Side, right: Side) -> bool:
+    """Whether there is anything to choose."""
+    return term.by_factors and not (left.positions is None and right.positions is None)
+
+
 def _alike(left: Block, right: Block) -> tuple[Block, Block]:
     """Both in the wider of their dtypes."""
-    a, b = (block.prefix if isinstance(block, Factored) else block.gradient for block in (left, right))
+    a, b = _numbers(left), _numbers(right)
     if a.dtype == b.dtype:
         return left, right
     dtype = torch.promote_types(a.dtype, b.dtype)
     return move(left, a.device, dtype), move(right, b.device, dtype)
 
 
-def _laid_out(term: Term, left: Block, right: Block) -> tuple[Tensor, Tensor]:
-    places, others = zip(*term.places, strict=True)
-    return (
-        columns(term.left, places, _restored(term.left, left)),
-        columns(term.right, others, _restored(term.right, right)),
-    )
-
-
-def _restored(layer: Layer, block: Block) -> Tensor:
-    # Padding first: laying out samples of different lengths is a loop over them.
-    return lay_out(layer, padded(block) if isinstance(block, Factored) else block)
-
-
-def _gram_is_cheaper(layer: Layer, left: Factored, right: Factored, products: int, laid_out: int) -> bool:
-    i, o = widths(layer)
-    s, t = positions(left), positions(right)
-    if layer.kind == "embedding":
-        # Contracting costs a position only its own row, but laying out fills the whole table.
-        return products * s * t * o <= products * s * o + laid_out * layer.width
-    gram = products * s * t * (layer.groups * i + o)
-    return gram <= products * s * o * i + laid_out * t * o * i
-
-
-def _contract_pairs(term: Term, left: Factored, right: Factored) -> Tensor:
+def _full_pairs(term: Term, left: Block, right: Block) -> Tensor:
+    own, other = _shared_columns(term)
     results = [
-        contract_pairs(term.left, cut(left, part), _restored(term.left, cut(right, part)), term.weight, term.bias)
-        for part in steps(left.samples, term.left.width, LAID_OUT_BUDGET)
+        row_dots(
+            columns(term.left, own, restored(term.left, _slice(left, part))),
+            columns(term.right, other, restored(term.right, _slice(right, part))),
+        )
+        for part in _laid_out_steps(term, left, right)
+    ]
+    return joined(results, _numbers(left).new_zeros(0))
+
+
+def _full_matrix(term: Term, left: Block, right: Block) -> Tensor:
+    own, other = _shared_columns(term)
+    result = _numbers(left).new_zeros(left.samples, right.samples)
+    for across in _laid_out_steps(term, right):
+        others = columns(term.right, other, restored(term.right, _slice(right, across))).T
+        for down in _laid_out_steps(term, left):
+            some = columns(term.left, own, restored(term.left, _slice(left, down)))
+            torch.mm(some, others, out=result[down, across])
+    return result
+
+
+def _shared_columns(term: Term) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    own, other = zip(*term.places, strict=True)
+    return own, other
+
+
+def _laid_out_steps(term: Term, *blocks: Block) -> list[slice]:
+    """Samples that are laid out at a time; all, where all blocks already are."""
+    if all(isinstance(block, Full) for block in blocks):
+        return [slice(0, blocks[0].samples)]
+    return list(steps(blocks[0].samples, term.left.width, LAID_OUT_BUDGET))
+
+
+def _contract_pairs(term: Term, left: Factored, right: Block) -> Tensor:
+    results = [
+        contract_pairs(term.left, cut(left, part), restored(term.left, _slice(right, part)), term.weight, term.bias)
+        for part in _laid_out_steps(term, right)
     ]
     return joined(results, left.prefix.new_zeros(0))
 
@@ -96,14 +125,18 @@ def _contract_pairs(term: Term, left: Factored, right: Factored) -> Tensor:
 def _contract_matrix(term: Term, left: Factored, right: Block) -> Tensor:
     """Each right sample laid out, and all left samples contracted with it."""
     if right.samples == 1:
-        return contract(term.left, left, _restored(term.left, right)[0], term.weight, term.bias).unsqueeze(1)
+        return contract(term.left, left, restored(term.left, right)[0], term.weight, term.bias).unsqueeze(1)
     scores = [
         contract(term.left, left, gradient, term.weight, term.bias)
-        for part in steps(right.samples, term.left.width, LAID_OUT_BUDGET)
-        for gradient in _restored(term.left, _slice(right, part))
+        for part in _laid_out_steps(term, right)
+        for gradient in restored(term.left, _slice(right, part))
     ]
     return torch.stack(scores, dim=1) if scores else left.prefix.new_zeros(left.samples, 0)
 
 
 def _slice(block: Block, part: slice) -> Block:
     return Full(block.gradient[part]) if isinstance(block, Full) else cut(block, part)
+
+
+def _numbers(block: Block) -> Tensor:
+    return block.prefix if isinstance(block, Factored) else block.gradient

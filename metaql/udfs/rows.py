@@ -24,6 +24,8 @@ class Rows:
 
     source: Source
     numbers: Ints
+    # Whether the numbers follow one another, so that rows of one record batch are read without a copy.
+    consecutive: bool = False
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -33,8 +35,15 @@ class Rows:
         return self.source.read(layer, self.numbers[part])
 
     def blocks(self, layer: Layer) -> Iterator[slice]:
-        """Slices of the rows whose blocks have a bounded size."""
-        return steps(len(self), self.source.row_bytes(layer) / 4, BLOCK_BYTES)
+        """Slices of the rows whose blocks have a bounded size, and need no copy where that can be had."""
+        begin = 0
+        while begin < len(self):
+            end = len(self)
+            if self.consecutive:
+                end = min(end, begin + max(self.source.together(layer, int(self.numbers[begin])), 1))
+            for part in steps(end - begin, self.source.row_bytes(layer) / 4, BLOCK_BYTES):
+                yield slice(begin + part.start, begin + part.stop)
+            begin = end
 
 
 def floats(scores: torch.Tensor) -> Floats:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from metaql.udfs import column
 from metaql.udfs.kernels import matrix, pairs
 from metaql.udfs.patterns import Term
-from metaql.udfs.read_ahead import AHEAD_BYTES
 from metaql.udfs.references import Floats, Ints, References, constant
 from metaql.udfs.rows import BLOCK_BYTES, Rows, floats
 from metaql.udfs.session import Session
@@ -24,17 +24,20 @@ MATRIX_WASTE = 4
 REPEATS = 8
 
 
-def inner_products(session: Session, left: References, right: References) -> Floats:
-    """⟨left, right⟩ for each place: float64 [n], computed in the stores' own precision layer by layer."""
+def inner_products(session: Session, left: References, right: References, expected: float | None = None) -> Floats:
+    """⟨left, right⟩ for each place: float64 [n], computed in the stores' own precision layer by layer.
+
+    ``expected`` is about how many left rows each right one will be multiplied with, over all calls; None if unknown.
+    """
     one, other = left.only_group(), right.only_group()
     if one is not None and other is not None:
-        return _products(session, (*one, left.row), (*other, right.row))
+        return _products(session, (*one, left.row), (*other, right.row), expected)
     result = np.zeros(len(left))
     for store, pattern, places in left.groups():
         for other_store, other_pattern, inner in right.at(places).groups():
             both = _within(places, inner)
             group = (store, pattern, left.row[both]), (other_store, other_pattern, right.row[both])
-            result[both] = _products(session, *group)
+            result[both] = _products(session, *group, expected)
     return result
 
 
@@ -51,13 +54,15 @@ def squared_norms(session: Session, references: References) -> Floats:
     return result
 
 
-def _products(session: Session, left: tuple[int, str, Ints], right: tuple[int, str, Ints]) -> Floats:
+def _products(
+    session: Session, left: tuple[int, str, Ints], right: tuple[int, str, Ints], expected: float | None
+) -> Floats:
     result = np.zeros(len(left[2]))
     for source, places in session.resolve(left[0], left[2]):
         for other, inner in session.resolve(right[0], right[2][places]):
             both = _within(places, inner)
             terms = source.space.shared(left[1], other.space, right[1])
-            result[both] = _score(session, terms, Rows(source, left[2][both]), Rows(other, right[2][both]))
+            result[both] = _score(session, terms, Rows(source, left[2][both]), Rows(other, right[2][both]), expected)
     return result
 
 
@@ -68,12 +73,12 @@ def _within(places: Any, inner: Any) -> Any:
     return inner if isinstance(places, slice) else places[inner]
 
 
-def _score(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
+def _score(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows, expected: float | None) -> Floats:
     """Pair by pair, through a matrix where that is cheaper."""
     if len(left) == 0:
         return np.zeros(0)
     if constant(right.numbers):
-        return _scan(session, terms, left, Rows(right.source, right.numbers[:1]))
+        return column.scores(session, terms, left, Rows(right.source, right.numbers[:1]), expected)
     if constant(left.numbers):
         row: Floats = _matrix(terms, Rows(left.source, left.numbers[:1]), right)[0]
         return row
@@ -99,31 +104,6 @@ def _column_by_column(terms: tuple[Term, ...], left: Rows, right: Rows, group: I
         some, one = Rows(left.source, left.numbers[places]), Rows(right.source, right.numbers[number : number + 1])
         result[places] = _matrix(terms, one, some)[0] if turned else _matrix(terms, some, one)[:, 0]
     return result
-
-
-def _scan(session: Session, terms: tuple[Term, ...], left: Rows, one: Rows) -> Floats:
-    """All with one reference, and those that a scan will ask for next."""
-    source = left.source
-
-    def room(row: int) -> int:
-        together = min((source.together(term.left, row) for term in terms), default=0)
-        return min(together, AHEAD_BYTES // max(sum(source.row_bytes(term.left) for term in terms), 1))
-
-    def score(numbers: Ints) -> Floats:
-        return _column(terms, Rows(source, numbers), one)
-
-    return session.read_ahead.scores((terms, source, one.source, int(one.numbers[0])), left.numbers, room, score)
-
-
-def _column(terms: tuple[Term, ...], left: Rows, one: Rows) -> Floats:
-    """``_matrix`` for a single reference on the right, [n]; read once for each layer, and added without a copy."""
-    result = None
-    for term in terms:
-        other = one.read(term.right)
-        parts = [floats(matrix(term, left.read(term.left, down), other)[:, 0]) for down in left.blocks(term.left)]
-        scores = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        result = scores if result is None else np.add(result, scores, out=result)
-    return np.zeros(len(left)) if result is None else result
 
 
 def _matrix(terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:

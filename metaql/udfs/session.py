@@ -6,7 +6,8 @@ The functions registered in the instance hold its session, so a session lives ex
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -14,8 +15,10 @@ import numpy as np
 
 from metaql.errors import QueryError, ReferenceError
 from metaql.storage.store import Store
+from metaql.udfs.costs import SHIPPED, Constants
+from metaql.udfs.counters import Counters
+from metaql.udfs.kept_scores import KeptScores
 from metaql.udfs.models import Model
-from metaql.udfs.read_ahead import ReadAhead
 from metaql.udfs.references import Ints
 from metaql.udfs.sources import Source, StoreSource
 from metaql.udfs.vectors import Vectors
@@ -29,7 +32,10 @@ class Session:
     def __init__(self) -> None:
         self.id = secrets.randbits(62) + 1
         self.vectors = Vectors(self)
-        self.read_ahead = ReadAhead()
+        self.kept_scores = KeptScores()
+        self.counters = Counters()
+        # Asked when the first choice has to be made; whoever opens the session may know the machine better.
+        self.measure: Callable[[], Constants] = lambda: SHIPPED
         self._stores: dict[int, list[StoreSource]] = {}
         self._models: dict[str, Model] = {}
         # The type that restore(…) is registered with; None before it is.
@@ -45,6 +51,11 @@ class Session:
     def add_model(self, model: Model) -> None:
         """Loads a model that can replay a store's samples."""
         self._models[model.source.name] = model
+
+    @cached_property
+    def costs(self) -> Constants:
+        """What things cost on the machine, or the device, that scores are computed on."""
+        return self.measure()
 
     @property
     def stores(self) -> tuple[Store, ...]:

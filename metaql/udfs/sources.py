@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from metaql.storage.blocks import Block, Factored, rows
 from metaql.storage.schema import FACTORED, Layer
 from metaql.storage.store import Store
+from metaql.udfs import costs
+from metaql.udfs.costs import Side
 from metaql.udfs.patterns import Space
 from metaql.udfs.references import Ints
 from metaql.udfs.slices import move
@@ -19,7 +21,9 @@ from metaql.udfs.slices import move
 class Source(Protocol):
     """Where the blocks of some references come from. Its layers carry no ``unfold``: blocks are unfolded."""
 
-    space: Space
+    @property
+    def space(self) -> Space:
+        """What its rows are vectors over."""
 
     def read(self, layer: Layer, rows: Ints) -> Block:
         """The unfolded block of these rows, in this order, on the source's device."""
@@ -27,11 +31,17 @@ class Source(Protocol):
     def row_bytes(self, layer: Layer) -> int:
         """Bytes of an average row of such a block."""
 
-    def positions(self, layer: Layer, rows: Ints) -> Iterator[int | None]:
-        """How many positions these rows have, some rows at a time; None for rows without factors, or unknown ones."""
+    def positions(self, layer: Layer, rows: Ints) -> float | None:
+        """About how many positions these rows have together; None where they have no factors."""
+
+    def against(self, layer: Layer, row: int, left: Side, rows: float) -> Block:
+        """One row's block, in the form that is best multiplied with ``left`` now and with about ``rows`` in all."""
 
     def together(self, layer: Layer, row: int) -> int:
         """How many rows from this one on are there and can be read without gathering them."""
+
+    def stretch(self, row: int) -> tuple[int, int]:
+        """The rows around this one that are there without a gap: first, and one past the last."""
 
 
 class StoreSource:
@@ -55,12 +65,21 @@ class StoreSource:
             self._row_bytes[layer.name] = _row_bytes(self.store, self._stored[layer.name])
         return self._row_bytes[layer.name]
 
-    def positions(self, layer: Layer, row_numbers: Ints) -> Iterator[int | None]:
-        known = layer.layout == FACTORED and layer.positions is not None
-        yield len(row_numbers) * (layer.positions or 0) if known else None
+    def positions(self, layer: Layer, row_numbers: Ints) -> float | None:
+        if layer.layout != FACTORED:
+            return None
+        if layer.positions is not None:
+            return len(row_numbers) * layer.positions
+        return len(row_numbers) * self.row_bytes(layer) / (4 * sum(costs.factor_widths(layer)))
+
+    def against(self, layer: Layer, row: int, left: Side, rows: float) -> Block:
+        return self.read(layer, np.array([row]))
 
     def together(self, layer: Layer, row: int) -> int:
         return self.store.together(self._stored[layer.name], row)
+
+    def stretch(self, row: int) -> tuple[int, int]:
+        return self.store.stretch(row)
 
 
 def _row_bytes(store: Store, stored: Layer) -> int:

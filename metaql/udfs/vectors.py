@@ -21,6 +21,9 @@ from metaql.errors import ReferenceError
 from metaql.storage.blocks import Block, Factored, Full, lay_out
 from metaql.storage.cache import Cache
 from metaql.storage.schema import Layer
+from metaql.udfs import costs
+from metaql.udfs.costs import Constants, Side
+from metaql.udfs.kernels import restored
 from metaql.udfs.patterns import Space
 from metaql.udfs.references import Ints, constant
 
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     from metaql.udfs.sources import Source
 
 CACHE_BYTES = 512 << 20
+# As many samples as make what is done once for all of them cost nothing.
+MANY = 1e6
+# The part of laying out that factors must have cost before a guess at the rows to come is believed.
+PATIENCE = 0.1
 
 
 class Definition(Protocol):
@@ -42,8 +49,11 @@ class Definition(Protocol):
     def space(self) -> Space:
         """What it is a vector over."""
 
-    def compute(self, session: Session, layers: tuple[Layer, ...]) -> dict[str, Block]:
-        """The vector in at least these layers, each as an unfolded block of one sample."""
+    def positions(self, session: Session, layer: Layer) -> float | None:
+        """About how many positions the vector's factors have; None where there are none, or nobody knows yet."""
+
+    def compute(self, session: Session, layers: tuple[Layer, ...], as_factors: bool) -> dict[str, Block]:
+        """The vector in at least these layers, each as an unfolded block of one sample, if possible as asked for."""
 
 
 class Vectors:
@@ -56,6 +66,8 @@ class Vectors:
         self._lock = threading.Lock()
         self._definitions: list[Definition] = []
         self._numbers: dict[bytes, int] = {}
+        # Seconds that a vector's factors have cost more than its laid-out form would have.
+        self._spent: dict[tuple[int, str], float] = {}
 
     def add(self, definition: Definition) -> int:
         """The number of this vector; of an equal one that is already there the same."""
@@ -78,18 +90,58 @@ class Vectors:
             members = [number for number in distinct if spaces[number] is space]
             yield VectorSource(self, space), np.flatnonzero(np.isin(numbers, members))
 
+    def positions(self, number: int, layer: Layer) -> float | None:
+        """About how many positions a vector's factors have; None where it is, or has to be, laid out."""
+        found = self._cache.get((number, layer.name))
+        if found is None:
+            return self._definitions[number].positions(self._session, layer)
+        return len(found.prefix) if isinstance(found, Factored) else None
+
     def block(self, number: int, layer: Layer) -> Block:
-        """One vector in one layer."""
+        """One vector in one layer, in the form that many samples are multiplied with best."""
         found = self._cache.get((number, layer.name))
         if found is not None:
             return found
-        computed = self._definitions[number].compute(self._session, (layer,))
+        positions, many = self.positions(number, layer), costs.stored(layer, MANY)
+        as_factors = positions is not None and costs.saved(self._costs, layer, many, positions) <= 0
+        return self._computed(number, layer, as_factors)
+
+    def against(self, number: int, layer: Layer, left: Side, rows: float) -> Block:
+        """One vector in one layer, in the form that is best multiplied with ``left`` now and about ``rows`` in all.
+
+        Laying a sum out pays when many rows follow. How many is a guess, so it waits until factors have cost a part
+        of what laying out will, and does not wait longer than until they have cost as much.
+        """
+        found = self._cache.get((number, layer.name))
+        positions = self.positions(number, layer)
+        if positions is None:
+            return found or self._computed(number, layer, as_factors=False)
+        saved = costs.saved(self._costs, layer, left, positions)
+        spent = self._spent.get((number, layer.name), 0.0) + max(saved, 0.0)
+        price = costs.lay_out(self._costs, layer, positions)
+        pays = saved * rows / max(left.samples, 1) > price and spent > PATIENCE * price
+        if not pays and spent <= price:
+            self._spent[number, layer.name] = spent
+            return found or self._computed(number, layer, as_factors=True)
+        if found is None:
+            return self._computed(number, layer, as_factors=False)
+        laid_out = Full(restored(layer, found))
+        self._cache.put((number, layer.name), laid_out, size(laid_out))
+        return laid_out
+
+    def _computed(self, number: int, layer: Layer, as_factors: bool) -> Block:
+        computed = self._definitions[number].compute(self._session, (layer,), as_factors)
         for name, block in computed.items():
             self._cache.put((number, name), block, size(block))
         return computed[layer.name]
 
+    @property
+    def _costs(self) -> Constants:
+        found: Constants = self._session.costs
+        return found
 
-@dataclass
+
+@dataclass(frozen=True)
 class VectorSource:
     """The vectors over one space, as blocks."""
 
@@ -102,14 +154,24 @@ class VectorSource:
     def row_bytes(self, layer: Layer) -> int:
         return 4 * layer.width
 
-    def positions(self, layer: Layer, row_numbers: Ints) -> Iterator[int | None]:
+    def positions(self, layer: Layer, row_numbers: Ints) -> float | None:
         # The layer says how samples are kept. A sum may be laid out whatever it says, and has the positions of many.
+        total = 0.0
         for number in row_numbers.tolist():
-            block = self.vectors.block(number, layer)
-            yield len(block.prefix) if isinstance(block, Factored) else None
+            count = self.vectors.positions(number, layer)
+            if count is None:
+                return None
+            total += count
+        return total
+
+    def against(self, layer: Layer, row: int, left: Side, rows: float) -> Block:
+        return self.vectors.against(row, layer, left, rows)
 
     def together(self, layer: Layer, row: int) -> int:
         return 1
+
+    def stretch(self, row: int) -> tuple[int, int]:
+        return row, row + 1
 
 
 def size(block: Block) -> int:

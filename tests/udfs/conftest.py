@@ -119,6 +119,13 @@ class FakeStore:
     def row_bytes(self, layer: Layer) -> int:
         return 64
 
+    def stretch(self, row: int) -> tuple[int, int]:
+        return (self.first, self.first + self.rows) if self.has_rows(np.array([row])) else (row, row)
+
+    def together(self, layer: Layer, row: int) -> int:
+        """As if a record batch ended after every seven rows."""
+        return min(7 - (row - self.first) % 7, self.first + self.rows - row)
+
 
 @pytest.fixture
 def fake_store() -> Any:

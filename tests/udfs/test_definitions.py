@@ -11,12 +11,12 @@ import torch
 
 from metaql.storage.blocks import Factored, Full, lay_out
 from metaql.storage.schema import FACTORED, Layer, Parameter
+from metaql.udfs.costs import CONTRACT, GRAM, Constants
 from metaql.udfs.definitions import combine
 from metaql.udfs.references import References
 from metaql.udfs.session import Session
 from metaql.udfs.sources import StoreSource
 
-# 221 numbers laid out, 29 for the factors of a row.
 WIDE = Layer(
     "fc", "linear", (Parameter("fc.weight", (13, 16)), Parameter("fc.bias", (13,))), FACTORED, "float64", 1, 16, 13, 1
 )
@@ -27,19 +27,16 @@ def references(store: int, rows: list[int]) -> References:
     return References(np.full(len(rows), store), np.array(rows), None, ("",))
 
 
-# (rows of each inner sum, whether the outer sum is kept as factors)
-@pytest.mark.parametrize(
-    "groups, factors",
-    [
-        ([[0, 1], [2, 3, 4]], True),
-        ([[0, 1, 2, 3], [4, 5, 6, 7]], False),
-        ([list(range(10))], False),
-        ([list(range(10)), list(range(10, 20))], False),
-        ([[0, 1], list(range(2, 12))], False),
-        ([list(range(2, 12)), [0], [1]], False),
-    ],
-)
-def test_sums_of_sums(groups: list[list[int]], factors: bool, plain: SimpleNamespace, fake_store: Any) -> None:
+GROUPS = [[[0, 1], [2, 3, 4]], [list(range(10)), list(range(10, 20))], [list(range(2, 12)), [0], [1]]]
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("inner_form", [GRAM, CONTRACT])
+@pytest.mark.parametrize("outer_form", [GRAM, CONTRACT])
+def test_sums_of_sums(
+    groups: list[list[int]], inner_form: str, outer_form: str, plain: SimpleNamespace, fake_store: Any
+) -> None:
+    """Sums that are kept as factors and sums that are laid out, of sums of either form."""
     rng = np.random.default_rng(len(groups[0]))
     samples = Factored(
         torch.from_numpy(rng.standard_normal((ROWS, 16))), torch.from_numpy(rng.standard_normal((ROWS, 13))), ROWS
@@ -52,7 +49,11 @@ def test_sums_of_sums(groups: list[list[int]], factors: bool, plain: SimpleNames
         weights = rng.standard_normal(len(rows))
         inner.append(session.vectors.add(combine(session, references(7, rows), weights)))
         expected += outer * (weights @ gradients[rows])
+    session.costs = Constants(forced=frozenset({inner_form}))
+    forms = [type(session.vectors.block(one, WIDE)) for one in inner]
+    assert set(forms) == {Factored if inner_form == GRAM else Full}
+    session.costs = Constants(forced=frozenset({outer_form}))
     number = session.vectors.add(combine(session, references(session.id, inner), outer_weights))
     block = session.vectors.block(number, WIDE)
-    assert isinstance(block, Factored if factors else Full)
+    assert isinstance(block, Factored if inner_form == outer_form == GRAM else Full)
     np.testing.assert_allclose(lay_out(WIDE, block)[0].numpy(), expected, rtol=1e-9, atol=1e-12)
