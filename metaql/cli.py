@@ -72,6 +72,14 @@ def drop_checkpoint(options: argparse.Namespace) -> int:
     return 0
 
 
+def calibrate(options: argparse.Namespace) -> int:
+    """Measures what scoring costs on this machine, which decides how queries are run, and remembers it."""
+    from metaql.calibrate import report
+
+    print(report(options.device))
+    return 0
+
+
 def demo(options: argparse.Namespace) -> int:
     """Trains on handwritten digits with some wrong labels, records it, and finds them in SQL."""
     from metaql.demo import main as run
@@ -99,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     dropping = command("drop-checkpoint", drop_checkpoint)
     dropping.add_argument("store", help="the store's folder")
     dropping.add_argument("checkpoint", type=int, help="its number, as in the relation checkpoints")
+    measuring = command("calibrate", calibrate)
+    measuring.add_argument("--device", default="cpu", help="the device that scores are computed on (%(default)s)")
     showing = command("demo", demo)
     showing.add_argument("store", nargs="?", type=Path, help="where to record (runs/digits); made anew if it is there")
     showing.add_argument("--seed", type=int, default=0, help="decides which labels are wrong (%(default)s)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,16 @@ def record_small_store() -> Callable[..., Path]:
 def record_one_split() -> Callable[..., None]:
     """Records one more collection of the small store."""
     return record_split
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shipped_costs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Choices in tests depend on no machine: a file that names no cost leaves those that MetaQL is shipped with."""
+    path = tmp_path_factory.mktemp("costs") / "costs.json"
+    path.write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAQL_COSTS", str(path))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -35,9 +35,9 @@ class Constants:
     The values here were measured on 2026-11-20 on a virtual AMD EPYC core; ``metaql calibrate`` measures others.
     """
 
-    flop: float = 1.2e-11  # a multiplication or an addition within a product of matrices
+    flop: float = 1.15e-11  # a multiplication or an addition within a product of matrices
     load: float = 2.2e-10  # a number that such a product reads
-    stream: float = 1.0e-10  # a number read once and in order, as in a product with one vector
+    stream: float = 1.5e-10  # a number read once and in order, as in a product with one vector
     result: float = 1.0e-10  # a number of an intermediate result: written, multiplied, added up
     gather: float = 6e-10  # a number copied out of rows that lie apart
     row: float = 5e-8  # each such row, besides
@@ -192,7 +192,9 @@ def contract(costs: Constants, layer: Layer, positions: float) -> float:
         seconds = positions * (costs.row + o * (costs.gather + costs.stream))
         return seconds + _steps(positions * o) * costs.call
     narrow, wide = min(i, o), max(i, o)
-    seconds = positions * (2 * _weights(layer) * costs.flop + narrow * costs.load + wide * costs.result)
+    seconds = positions * (
+        2 * _weights(layer) * costs.flop + narrow * costs.load + wide * (costs.stream + costs.result)
+    )
     return seconds + _weights(layer) * costs.load + _steps(positions * wide) * costs.call
 
 

@@ -20,10 +20,12 @@ from metaql.udfs.inner_product import inner_product
 from metaql.udfs.layers import layers
 from metaql.udfs.norm import norm
 from metaql.udfs.restore import restore
+from metaql.udfs.score import score
 from metaql.udfs.session import Session, find
 
 FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     inner_product,
+    score,
     cosine_similarity,
     norm,
     layers,

@@ -57,9 +57,10 @@ def take(block: Block, samples: Tensor) -> Block:
 
 
 def row_dots(left: Tensor, right: Tensor) -> Tensor:
-    """Each row with the row beside it: [n, i], [n, i] => [n], without an [n, i] in between."""
-    dots: Tensor = torch.linalg.vecdot(left, right)
-    return dots
+    """Each row with the row beside it: [n, i], [n, i] => [n]."""
+    # torch makes all products before it adds them up: a few at a time, they stay in the caches.
+    parts = [torch.linalg.vecdot(left[part], right[part]) for part in steps(len(left), left.shape[1])]
+    return joined(parts, left.new_zeros(0))
 
 
 def by_group(values: Tensor, groups: int) -> Tensor:
