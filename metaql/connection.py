@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import torch
 
+from metaql.calibrate import constants
 from metaql.catalogue import Catalogue
 from metaql.errors import QueryError
 from metaql.execute import Executor, Parameters, averages_gradients
@@ -147,6 +149,7 @@ def _load(
     session = session_of(connection)
     source = StoreSource(store, name, None if device is None else torch.device(device))
     session.add(source)
+    session.measure = partial(constants, device)
     if model is not None:
         from metaql.storage.replay import Replay
 
