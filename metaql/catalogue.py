@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import duckdb
 from sqlglot import exp
@@ -13,39 +15,65 @@ from metaql.udfs.references import GRADIENT
 # The columns, in lower case, of each relation by its alias; with DuckDB's names of their types.
 Columns = dict[str, dict[str, str]]
 # Binds a query, running nothing: its columns' names and types.
-Answer = list[tuple[str, str]] | None
-Describe = Callable[[str], list[tuple[str, str]]]
+Described = list[tuple[str, str]] | None
+# What tells the rows of a relation of the store apart. A split's are added to these.
+_UNIQUE = {
+    "samples": frozenset({"sample_id", "split"}),
+    "checkpoints": frozenset({"checkpoint"}),
+    "layers": frozenset({"layer"}),
+    "gradients": frozenset({"sample_id", "split", "checkpoint", "step"}),
+    "outputs": frozenset({"sample_id", "split", "checkpoint", "step"}),
+}
+
+
+class Database(Protocol):
+    """The DuckDB that a query will run in, seen from that query's place in the user's program."""
+
+    def describe(self, query: str) -> list[tuple[str, str]]:
+        """Names and types of a query's columns; runs nothing."""
+
+    def answer(self, query: str) -> list[tuple[Any, ...]]:
+        """A query's rows."""
+
+    def scalar_functions(self) -> frozenset[str]:
+        """Names of functions that are no aggregates."""
+
+    def views(self) -> dict[str, str]:
+        """The user's own views by name, in lower case: their CREATE statements."""
+
+    @property
+    def own(self) -> str | None:
+        """The database that names are looked up in first; None where the user's settings decide that."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the planner knows of a store by heart: its database, its splits, and whether a layer pattern selects."""
+
+    database: str
+    splits: tuple[str, ...]
+    check_pattern: Callable[[str], object]
 
 
 class Catalogue:
-    """Asks DuckDB; ``describe`` runs on the connection and in the frame of the query.
+    """Asks DuckDB, and keeps what it answered in ``asked``."""
 
-    ``check_pattern`` raises UnknownNameError for a layer pattern that selects nothing.
-    """
+    def __init__(self, database: Database, names: Names) -> None:
+        self.database, self.names = database, names
+        self.asked: dict[str, Described] = {}
 
-    def __init__(
-        self,
-        describe: Describe,
-        scalar_functions: Callable[[], frozenset[str]],
-        check_pattern: Callable[[str], object],
-    ) -> None:
-        self._describe = describe
-        self._scalar_functions = scalar_functions
-        self.check_pattern = check_pattern
-        self.asked: dict[str, Answer] = {}
-
-    def ask(self, query: str) -> Answer:
-        """The columns of a query; None where DuckDB can't bind it. Kept in ``asked``."""
+    def ask(self, query: str) -> Described:
+        """The columns of a query; None where DuckDB can't bind it."""
         if query not in self.asked:
             try:
-                self.asked[query] = self._describe(query)
+                self.asked[query] = self.database.describe(query)
             except duckdb.Error:
                 self.asked[query] = None
         return self.asked[query]
 
     def is_scalar(self, name: str) -> bool:
         """Whether a function of this name is surely no aggregate."""
-        return name.lower() in self._scalar_functions()
+        return name.lower() in self.database.scalar_functions()
 
     def columns(self, select: exp.Select) -> Columns | None:
         """The columns of each relation in FROM; None where DuckDB can't bind one of them by itself."""
@@ -53,7 +81,7 @@ class Catalogue:
         with_ = visible_ctes(select)
         found: Columns = {}
         for place, item in enumerate(items):
-            columns = self.ask(f"{with_}SELECT * FROM {_without_parameters(item)}")
+            columns = self.ask(f"{with_}SELECT * FROM {without_parameters(item)}")
             if columns is None:
                 return None
             found[alias_of(item, place)] = {name.lower(): type_ for name, type_ in columns}
@@ -68,14 +96,60 @@ class Catalogue:
             return False
         source = select.args.get("from_")
         parts = [source, *(select.args.get("joins") or ())] if source else []
-        from_ = " ".join(_without_parameters(part) for part in parts)
-        columns = self.ask(f"{visible_ctes(select)}SELECT {_without_parameters(expression)} {from_}")
+        from_ = " ".join(without_parameters(part) for part in parts)
+        columns = self.ask(f"{visible_ctes(select)}SELECT {without_parameters(expression)} {from_}")
         return columns is not None and columns[0][1] == GRADIENT
+
+    def unique_columns(self, item: exp.Expr, select: exp.Select) -> frozenset[str]:
+        """The columns that tell the rows of a relation of the store apart; none for any other."""
+        name = self.stored(item, select)
+        if name is None:
+            return frozenset()
+        return _UNIQUE.get(name) or (frozenset({"sample_id"}) if name in self._splits() else frozenset())
+
+    def stored(self, item: exp.Expr, select: exp.Select) -> str | None:
+        """The name of the store's relation that an item of FROM is, in lower case; None for any other."""
+        if not isinstance(item, exp.Table) or not isinstance(item.this, exp.Identifier):
+            return None
+        name, database = item.name.lower(), self.names.database.lower()
+        if name not in _UNIQUE and name != "steps" and name not in self._splits():
+            return None
+        if item.db:
+            qualifiers = [part.lower() for part in (item.catalog, item.db) if part]
+            return name if qualifiers in ([database], [database, "main"]) else None
+        if self.database.own is None or is_cte(item, select):
+            return None
+        first = (f'"{self.database.own}".main', "temp.main")
+        shadowed = any(self.ask(f"SELECT * FROM {place}.{to_sql(item.this)}") is not None for place in first)
+        return None if shadowed else name
+
+    def _splits(self) -> set[str]:
+        return {split.lower() for split in self.names.splits}
 
 
 def alias_of(item: exp.Expr, place: int) -> str:
     """The name of an item of FROM; one that no column can be qualified with where it has none."""
     return item.alias_or_name or f"({place})"
+
+
+def is_cte(item: exp.Table, select: exp.Expr) -> bool:
+    """Whether an item of the SELECT's FROM is a CTE."""
+    return cte_of(item, select) is not None
+
+
+def cte_of(item: exp.Table, select: exp.Expr) -> exp.CTE | None:
+    """The CTE that an item of the SELECT's FROM names."""
+    if item.db or not isinstance(item.this, exp.Identifier):
+        return None
+    query: exp.Expr | None = select
+    while query is not None:
+        with_ = query.args.get("with_")
+        for cte in _before(with_, select) if isinstance(with_, exp.With) else []:
+            if cte.alias.lower() == item.name.lower():
+                assert isinstance(cte, exp.CTE)
+                return cte
+        query = query.parent
+    return None
 
 
 def visible_ctes(select: exp.Expr) -> str:
@@ -85,9 +159,14 @@ def visible_ctes(select: exp.Expr) -> str:
     while query is not None:
         with_ = query.args.get("with_")
         if isinstance(with_, exp.With):
-            ctes = [_without_parameters(cte) for cte in _before(with_, select)] + ctes
+            ctes = [without_parameters(cte) for cte in _before(with_, select)] + ctes
         query = query.parent
     return f"WITH {', '.join(ctes)} " if ctes else ""
+
+
+def without_parameters(node: exp.Expr) -> str:
+    """SQL with NULL for each parameter: types of columns hardly ever depend on them, and they need no values then."""
+    return to_sql(node.copy().transform(lambda one: exp.Null() if isinstance(one, exp.Placeholder) else one))
 
 
 def _before(with_: exp.With, select: exp.Expr) -> list[exp.Expr]:
@@ -102,8 +181,3 @@ def _ancestors(node: exp.Expr) -> Iterator[exp.Expr]:
     while inner is not None:
         yield inner
         inner = inner.parent
-
-
-def _without_parameters(node: exp.Expr) -> str:
-    """SQL with NULL for each parameter: types of columns hardly ever depend on them, and they need no values then."""
-    return to_sql(node.copy().transform(lambda one: exp.Null() if isinstance(one, exp.Placeholder) else one))

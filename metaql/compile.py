@@ -2,120 +2,266 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlglot import exp
 
-from metaql.bind import Bound, factors, sum_or_average
-from metaql.catalogue import Catalogue
-from metaql.logical import AVG, Block, Gathered, Relation, Scalar, Score, Vector
+from metaql.logical import (
+    AVG,
+    COUNT,
+    EACH,
+    STEADY,
+    SUM,
+    Aggregate,
+    Block,
+    Column,
+    Gather,
+    Relation,
+    Scalar,
+    Term,
+    Vector,
+)
 from metaql.parse import to_sql
-from metaql.udfs.aggregates import MEAN, SUM
+from metaql.rules.gather_side import restricted
+from metaql.scope import Scope
+from metaql.udfs.aggregates import MEAN
+from metaql.udfs.aggregates import SUM as TOTAL
 
 
-def compile_block(select: exp.Select, bound: Bound, block: Block) -> None:
+def compile_block(scope: Scope, block: Block) -> None:
     """Changes the SELECT that was bound into one that computes the block."""
-    for place, score in zip(bound.places, block.scores, strict=True):
-        _keep_name(select, place)
-        place.replace(_score(score))
-    select.set("from_", exp.From(this=block.relations[0].item.copy()))
-    select.set("joins", _cross(block.relations[1:]))
-    exists = [_exists(relations, conjuncts) for relations, conjuncts in block.not_empty]
+    select = scope.select
+    _rename(scope, block)
+    for aggregate in block.aggregates:
+        if aggregate.touched or block.keys is None:
+            keep_name(select, aggregate.place)
+            aggregate.place.replace(emitted(aggregate))
+    keyed = [one for one in block.relations if isinstance(one, Relation) or one.keys]
+    select.set("from_", exp.From(this=_item(keyed[0])) if keyed else None)
+    select.set("joins", [exp.Join(this=_item(one), kind="CROSS") for one in keyed[1:]])
+    exists = [_exists(one) for one in block.gathers() if one.guarded]
     select.set("where", _where([*(one.sql for one in block.conjuncts), *exists]))
+    if block.keys is None:
+        select.set("group", None)
+    for gather in block.gathers():
+        if not gather.keys:
+            _in_place(select, gather)
 
 
-def compile_gradient_aggregates(select: exp.Select, catalogue: Catalogue) -> bool:
-    """Turns each avg and sum of gradients in the SELECT into our function over a list; whether there were any.
-
-    FILTER and OVER go to the list, which is a plain aggregate.
-    """
-    found = [node for node in select.walk() if sum_or_average(node) and node.find_ancestor(exp.Query) is select]
-    # Every one of them, so no generator that stops at the first.
-    changed = [_compile_gradient_aggregate(node, select, catalogue) for node in found]
-    return any(changed)
-
-
-def _compile_gradient_aggregate(node: exp.Expr, select: exp.Select, catalogue: Catalogue) -> bool:
-    function, argument = sum_or_average(node) or (AVG, node)
-    product = _weighted_vector(argument, select, catalogue)
-    if product is None:
-        return False
-    _keep_name(select, node)
-    outer = node
-    while isinstance(outer.parent, exp.Filter | exp.Window) and outer.arg_key == "this":
-        outer = outer.parent
-    call = exp.Anonymous(this=MEAN if function == AVG else SUM)
-    outer.replace(call)
-    values = _list(*product)
-    if outer is not node:
-        node.replace(values)
-        values = outer
-    call.set("expressions", [values])
-    return True
+def emitted(aggregate: Aggregate) -> exp.Expr:
+    """An aggregate as SQL."""
+    if aggregate.function in (STEADY, EACH) and aggregate.argument is not None:
+        return aggregate.argument.sql.copy()
+    if aggregate.is_vector:
+        return _vector_aggregate(aggregate)
+    if aggregate.function == COUNT or not aggregate.terms:
+        return _count(aggregate)
+    value = total(aggregate.terms)
+    if aggregate.function == EACH:
+        whole = product([value, *_sqls(aggregate.weights), *_sqls(aggregate.scales)])
+        return whole if isinstance(whole, exp.Func) else exp.paren(whole)
+    if not aggregate.weights:
+        plain: exp.Expr = exp.Avg(this=value) if aggregate.function == AVG else exp.Sum(this=value)
+        return _scaled(plain, aggregate.scales)
+    weight = product(_sqls(aggregate.weights))
+    weighted = exp.Sum(this=product([value, exp.paren(weight)]))
+    if aggregate.function == SUM:
+        return weighted
+    there = exp.Not(this=exp.Is(this=exp.paren(value.copy()), expression=exp.Null()))
+    many = exp.Sum(this=exp.Case(ifs=[exp.If(this=there, true=weight.copy())]))
+    return exp.paren(exp.Div(this=weighted, expression=many))
 
 
-def _weighted_vector(
-    argument: exp.Expr, select: exp.Select, catalogue: Catalogue
-) -> tuple[list[exp.Expr], exp.Expr, bool] | None:
-    """(weights, gradient, whether DISTINCT) of a product with one gradient in it; None for any other."""
-    distinct = isinstance(argument, exp.Distinct)
-    parts = list(factors(argument.expressions[0] if distinct else argument))
-    vectors = [part for part in parts if catalogue.is_gradient(part, select)]
-    if len(vectors) != 1:
-        return None
-    return [part for part in parts if part is not vectors[0]], vectors[0], distinct
+def _count(aggregate: Aggregate) -> exp.Expr:
+    """Rows that the query would have had, of which one here stands for several."""
+    if aggregate.function == EACH:
+        return exp.cast(product([*_sqls(aggregate.weights), *_sqls(aggregate.scales)]), "BIGINT")
+    if not aggregate.weights:
+        return exp.cast(_scaled(aggregate.place.copy(), aggregate.scales), "BIGINT")
+    value = product(_sqls(aggregate.weights))
+    parts = [part.sql for term in aggregate.terms for part in term.parts]
+    counted = exp.Sum(this=where_present(parts, value) if parts else value)
+    return exp.cast(exp.Coalesce(this=counted, expressions=[exp.Literal.number(0)]), "BIGINT")
 
 
-def _list(weights: list[exp.Expr], vector: exp.Expr, distinct: bool) -> exp.Expr:
-    weight: exp.Expr = exp.Literal.number(1)
-    for factor in weights:
-        weight = exp.Mul(this=weight, expression=exp.paren(factor.copy()))
-    entry: exp.Expr = exp.Struct(
-        expressions=[
-            exp.PropertyEQ(this=exp.to_identifier("gradient"), expression=vector.copy()),
-            exp.PropertyEQ(this=exp.to_identifier("weight"), expression=exp.cast(weight, "DOUBLE")),
-        ]
-    )
-    return exp.ArrayAgg(this=exp.Distinct(expressions=[entry]) if distinct else entry)
+def _vector_aggregate(aggregate: Aggregate) -> exp.Expr:
+    (term,) = aggregate.terms if len(aggregate.terms) == 1 else (None,)
+    if aggregate.function == EACH and term is not None and not term.factors and not aggregate.scales:
+        return restricted(term.vectors[0])
+    name = MEAN if aggregate.function == AVG else TOTAL
+    weights = [*aggregate.weights, *aggregate.scales]
+    entries = [_entry([*term.factors, *weights], term.vectors[0], ()) for term in aggregate.terms]
+    if aggregate.function == EACH:
+        return exp.Anonymous(this=TOTAL, expressions=[exp.Array(expressions=entries)])
+    return exp.Anonymous(this=name, expressions=[exp.ArrayAgg(this=entries[0])])
 
 
-def _keep_name(select: exp.Select, node: exp.Expr) -> None:
-    """A column without an alias is named after its text; it keeps that name when the text changes."""
-    for item in select.expressions:
-        if not isinstance(item, exp.Alias) and any(one is node for one in item.walk()):
-            alias = exp.Alias(alias=exp.to_identifier(to_sql(item, normalize_functions="lower"), quoted=True))
-            item.replace(alias)
-            alias.set("this", item)
+def _scaled(value: exp.Expr, scales: tuple[Scalar, ...]) -> exp.Expr:
+    """A group's result times numbers that are the same in all its rows."""
+    if not scales:
+        return value
+    return exp.paren(product([value, *(exp.AnyValue(this=scale.copy()) for scale in _sqls(scales))]))
 
 
-def _score(score: Score) -> exp.Expr:
-    total: exp.Expr = exp.Anonymous(this="inner_product", expressions=[_vector(score.left), _vector(score.right)])
-    for weight in score.weights:
-        total = exp.Mul(this=total, expression=exp.paren(weight.sql.copy()))
-    return exp.Avg(this=total) if score.function == AVG else exp.Sum(this=total)
+def total(terms: tuple[Term, ...]) -> exp.Expr:
+    first, *others = [_term(term) for term in terms]
+    for value in others:
+        first = exp.Add(this=first, expression=value)
+    return first
 
 
-def _vector(vector: Vector | Gathered) -> exp.Expr:
-    if isinstance(vector, Vector):
-        return vector.sql.copy()
-    name = MEAN if vector.function == AVG else SUM
-    values = _list([one.sql for one in vector.weights], vector.vector.sql, False)
-    query = exp.Select(expressions=[exp.Anonymous(this=name, expressions=[values])])
-    return exp.Subquery(this=_from(query, vector.relations, vector.conjuncts))
+def _term(term: Term) -> exp.Expr:
+    parts: list[exp.Expr] = []
+    if term.vectors:
+        parts.append(exp.Anonymous(this="inner_product", expressions=[restricted(one) for one in term.vectors]))
+    return product([*parts, *_sqls(term.factors)])
 
 
-def _exists(relations: tuple[Relation, ...], conjuncts: tuple[Scalar, ...]) -> exp.Expr:
-    return exp.Exists(this=_from(exp.Select(expressions=[exp.Literal.number(1)]), relations, conjuncts))
+def product(parts: Iterable[exp.Expr]) -> exp.Expr:
+    parts = [
+        part if isinstance(part, exp.Literal | exp.Column | exp.Func | exp.Paren) else exp.paren(part) for part in parts
+    ]
+    if not parts:
+        return exp.Literal.number(1)
+    if len(parts) == 1 and isinstance(parts[0], exp.Paren):
+        inner: exp.Expr = parts[0].this
+        return inner
+    first, *others = parts
+    for part in others:
+        first = exp.Mul(this=first, expression=part)
+    return first
 
 
-def _from(query: exp.Select, relations: tuple[Relation, ...], conjuncts: tuple[Scalar, ...]) -> exp.Select:
-    query.set("from_", exp.From(this=relations[0].item.copy()))
-    query.set("joins", _cross(relations[1:]))
-    query.set("where", _where([one.sql for one in conjuncts]))
+def _sqls(scalars: Iterable[Scalar]) -> list[exp.Expr]:
+    return [scalar.sql.copy() for scalar in scalars]
+
+
+def where_present(parts: Iterable[exp.Expr], value: exp.Expr) -> exp.Expr:
+    tests = [exp.Not(this=exp.Is(this=exp.paren(part.copy()), expression=exp.Null())) for part in parts]
+    return exp.Case(ifs=[exp.If(this=exp.and_(*tests), true=value)])
+
+
+# Gathered sides
+
+
+def _item(relation: Relation | Gather) -> exp.Expr:
+    if isinstance(relation, Relation):
+        return relation.item.copy()
+    query = _gathered(relation, [_named(key.sql.copy(), name) for name, key in relation.keys] + _columns(relation))
+    query.set("group", exp.Group(expressions=[key.sql.copy() for _, key in relation.keys]))
+    return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(relation.alias)))
+
+
+def _columns(gather: Gather) -> list[exp.Expr]:
+    return [_named(_column(column), column.name) for column in gather.columns]
+
+
+def _named(sql: exp.Expr, name: str) -> exp.Expr:
+    return exp.Alias(this=sql, alias=exp.to_identifier(name))
+
+
+def _gathered(gather: Gather, expressions: list[exp.Expr]) -> exp.Select:
+    query = exp.Select(expressions=expressions)
+    items = [_item(relation) for relation in gather.relations]
+    query.set("from_", exp.From(this=items[0]))
+    query.set("joins", [exp.Join(this=item, kind="CROSS") for item in items[1:]])
+    query.set("where", _where([one.sql for one in gather.conjuncts]))
     return query
 
 
-def _cross(relations: tuple[Relation, ...]) -> list[exp.Expr]:
-    return [exp.Join(this=relation.item.copy(), kind="CROSS") for relation in relations]
+def _column(column: Column) -> exp.Expr:
+    if column.function == STEADY:
+        assert column.argument is not None
+        return column.argument.sql.copy()
+    if column.function == COUNT:
+        counted: exp.Expr = exp.Star()
+        if column.present:
+            counted = where_present([one.sql for one in column.present], exp.Literal.number(1))
+        return exp.Count(this=counted, big_int=True)
+    (term,) = column.terms
+    own = [part.sql for part in term.parts]
+    others = [one.sql for one in column.present if one.sql not in own]
+    if term.vectors:
+        entry = _entry(list(term.factors), term.vectors[0], others)
+        name = MEAN if column.function == AVG else TOTAL
+        return exp.Anonymous(this=name, expressions=[exp.ArrayAgg(this=entry)])
+    value = product(_sqls(term.factors))
+    value = where_present(others, value) if others else value
+    return exp.Avg(this=value) if column.function == AVG else exp.Sum(this=value)
+
+
+def _entry(weights: list[Scalar], vector: Vector, present: Iterable[exp.Expr]) -> exp.Expr:
+    """What the aggregate functions over lists take: a gradient, and its weight (NULL for one that does not count)."""
+    weight = exp.Literal.number(1) if not weights else product(_sqls(weights))
+    present = list(present)
+    weight = where_present(present, weight) if present else weight
+    return entry(restricted(vector), weight)
+
+
+def entry(vector: exp.Expr, weight: exp.Expr) -> exp.Expr:
+    """{gradient: …, weight: …}."""
+    return exp.Struct(
+        expressions=[
+            exp.PropertyEQ(this=exp.to_identifier("gradient"), expression=vector.copy()),
+            exp.PropertyEQ(this=exp.to_identifier("weight"), expression=exp.cast(weight.copy(), "DOUBLE")),
+        ]
+    )
+
+
+def _in_place(select: exp.Select, gather: Gather) -> None:
+    """A side of a single row is a scalar sub-query wherever its columns stand; DuckDB runs equal ones once."""
+    columns = {column.name: column for column in gather.columns}
+    for node in list(select.find_all(exp.Column)):
+        if node.table == gather.alias:
+            query = _gathered(gather, [_column(columns[node.name])])
+            node.replace(exp.Subquery(this=query))
+
+
+def _exists(gather: Gather) -> exp.Expr:
+    return exp.Exists(this=_gathered(gather, [exp.Literal.number(1)]))
 
 
 def _where(conditions: list[exp.Expr]) -> exp.Where | None:
     return exp.Where(this=exp.and_(*(one.copy() for one in conditions))) if conditions else None
+
+
+# Names
+
+
+def _rename(scope: Scope, block: Block) -> None:
+    """Keys of a gathered side are called otherwise now, wherever they stand outside aggregates."""
+    select = scope.select
+    names = {scope.canonical(before.sql): after for before, after in block.renamed}
+    if not names:
+        return
+    places = {id(one.place) for one in block.aggregates}
+    group = select.args.get("group")
+    if group is not None and not group.args.get("all"):
+        keys = block.keys if block.keys is not None else ()
+        group.set("expressions", [key.sql.copy() for key in keys])
+    pending = [
+        child
+        for part in ("expressions", "having", "qualify", "order")
+        for child in (select.args[part] if part == "expressions" else [select.args.get(part)])
+        if child is not None
+    ]
+    while pending:
+        node = pending.pop()
+        if id(node) in places or scope.is_alias(node):
+            continue
+        after = names.get(scope.canonical(node)) if isinstance(node, exp.Condition) else None
+        if after is not None:
+            keep_name(select, node)
+            node.replace(after.copy())
+        else:
+            pending.extend(node.iter_expressions())
+
+
+def keep_name(select: exp.Select, node: exp.Expr) -> None:
+    """A column without an alias is named after its text; it keeps that name when the text changes."""
+    for item in select.expressions:
+        if not isinstance(item, exp.Alias) and any(one is node for one in item.walk()):
+            name = item.name if isinstance(item, exp.Column) else to_sql(item, normalize_functions="lower")
+            alias = exp.Alias(alias=exp.to_identifier(name, quoted=True))
+            item.replace(alias)
+            alias.set("this", item)

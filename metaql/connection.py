@@ -13,11 +13,12 @@ import duckdb
 import torch
 
 from metaql.calibrate import constants
-from metaql.catalogue import Catalogue
+from metaql.catalogue import Catalogue, Names
+from metaql.database import GradientViews, QueryDatabase
 from metaql.errors import QueryError
 from metaql.execute import Executor, Parameters, averages_gradients
 from metaql.parse import mentions_gradients
-from metaql.planner import Plans
+from metaql.planner import Plan, Plans
 from metaql.relations import create_relations, free_name, quoted
 from metaql.storage.store import Store
 from metaql.udfs.models import Model
@@ -37,9 +38,13 @@ class Connection:
     def __init__(self, connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> None:
         own = connection.execute("SELECT current_database()").fetchone()
         assert own is not None
-        self._executor: Executor | None = Executor(connection, f"{quoted(own[0])}.main,{quoted(database)}.main")
+        path = f"{quoted(own[0])}.main,{quoted(database)}.main"
+        self._executor: Executor | None = Executor(connection, own[0], path)
+        self._views = GradientViews(self._executor)
         self._store = store
+        splits = tuple(dict.fromkeys(one.split for one in store.manifest.collections))
         self._space = Space(store.layers)
+        self._names = Names(database, splits, self._space.select)
         self._plans = Plans()
 
     def sql(self, query: str, params: Parameters = None) -> Any:
@@ -49,7 +54,7 @@ class Connection:
         that are no query run at once.
         """
         executor, frame = self._open(), sys._getframe(1)
-        text = self._planned(query, frame) if mentions_gradients(query) else query
+        text = self._planned(query, frame) if mentions_gradients(query, self._views.words()) else query
         try:
             return executor.run(text, params, frame)
         except duckdb.Error as error:
@@ -80,10 +85,11 @@ class Connection:
         self.close()
 
     def _planned(self, query: str, frame: FrameType) -> str:
-        executor = self._open()
-        return self._plans.plan(
-            query, Catalogue(executor.describer(frame), lambda: executor.scalar_functions, self._space.select)
-        )
+        return self._plan(query, frame).text
+
+    def _plan(self, query: str, frame: FrameType) -> Plan:
+        database = QueryDatabase(self._open(), self._views, frame)
+        return self._plans.plan(query, Catalogue(database, self._names))
 
     def _open(self) -> Executor:
         if self._executor is None:

@@ -22,6 +22,9 @@ _OWN_STATE = re.compile(
     r"(^|;)\s*(set|reset|use|begin|start|prepare|pragma|load|create\s+(or\s+replace\s+)?(temp|temporary))\b",
     re.IGNORECASE,
 )
+# Statements after which names may be looked up in another database.
+_OWN_PATH = re.compile(r"(^|;)\s*(use|set\s+(search_path|schema)|set\s+session\s+\w+|reset|pragma)\b", re.IGNORECASE)
+_VIEWS = re.compile(r"\b(view|attach|detach|import|rollback)\b", re.IGNORECASE)
 # DuckDB looks for DataFrames in the frame that calls it, which this makes look like the user's own.
 _CALL = compile("__metaql_cursor__.sql(__metaql_text__, params=__metaql_parameters__)", "<metaql>", "eval")
 
@@ -48,12 +51,17 @@ class Executor:
 
     Temporary tables, settings, transactions and the like belong to one connection. From the first statement that
     makes any on, queries run on that connection too, and one after another, as in DuckDB.
+
+    ``has_own_path`` says whether a statement may have changed where names are looked up, and ``view_changes`` counts
+    those after which there may be other views.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, search_path: str) -> None:
-        self._connection = connection
+    def __init__(self, connection: duckdb.DuckDBPyConnection, own: str, search_path: str) -> None:
+        self._connection, self.own = connection, own
         self._registered: dict[str, Any] = {}
         self._has_own_state = False
+        self.has_own_path = False
+        self.view_changes = 0
         self._set_path = duckdb.extract_statements(f"SET search_path = '{search_path}'")[0]
         connection.execute(self._set_path)
         _open.add(connection)
@@ -62,19 +70,16 @@ class Executor:
         """DuckDB's relation for a query; statements run at once."""
         if is_query(text) and not self._has_own_state:
             return _call(self._cursor(), text, parameters, frame)
-        if not is_query(text) and _OWN_STATE.search(text):
-            self._has_own_state = True
+        if not is_query(text):
+            self.view_changes += _VIEWS.search(text) is not None
+            self._has_own_state |= _OWN_STATE.search(text) is not None
+            self.has_own_path |= _OWN_PATH.search(text) is not None
         return _call(self._connection, text, parameters, frame)
 
-    def describer(self, frame: FrameType) -> Callable[[str], list[tuple[str, str]]]:
-        """Binds queries in the user's frame: names and types of their columns."""
+    def caller(self, frame: FrameType) -> Callable[[str], Any]:
+        """DuckDB's relations for queries in the user's frame, all on one cursor."""
         cursor = self._connection if self._has_own_state else self._cursor()
-
-        def describe(text: str) -> list[tuple[str, str]]:
-            relation = _call(cursor, text, None, frame)
-            return list(zip(relation.columns, map(str, relation.types), strict=True))
-
-        return describe
+        return lambda text: _call(cursor, text, None, frame)
 
     @cached_property
     def scalar_functions(self) -> frozenset[str]:
@@ -85,6 +90,15 @@ class Executor:
             " HAVING bool_and(internal AND function_type <> 'aggregate')"
         )
         return frozenset(name for (name,) in rows.fetchall())
+
+    def views(self) -> list[tuple[str, str]]:
+        """The user's own views: names in lower case, and CREATE statements."""
+        # Temporary ones are seen by the connection that made them only.
+        listing = self._connection if self._has_own_state else self._connection.cursor()
+        return listing.execute(
+            "SELECT lower(view_name), sql FROM duckdb_views() WHERE NOT internal AND database_name IN (?, 'temp')",
+            [self.own],
+        ).fetchall()
 
     def register(self, name: str, table: Any) -> None:
         """Makes a table known to this connection and to all its cursors from now on."""

@@ -6,25 +6,34 @@ from collections.abc import Callable
 
 from metaql.errors import InternalError
 from metaql.logical import Block
-from metaql.rules.move_aggregate_to_query_side import move_aggregate_to_query_side
+from metaql.rules.drop_groups_of_one_row import drop_groups_of_one_row
 
 Rule = Callable[[Block], Block | None]
 
-# In the order in which they are tried.
-RULES: tuple[Rule, ...] = (move_aggregate_to_query_side,)
+# In the order in which they are tried. What is gathered is a matter of cost, and ``choose`` decides it before.
+RULES: tuple[Rule, ...] = (
+    # After sides were gathered: only then can a group have a single row.
+    drop_groups_of_one_row,
+)
 # Every rule makes a block smaller, so a long chain of rewrites means that two rules undo each other.
 MOST_PASSES = 20
 
 
-def optimize(block: Block, rules: tuple[Rule, ...] = RULES) -> Block:
-    """The block after every rule that applies; InternalError, which names the rule, when one breaks it."""
+def optimize(block: Block, rules: tuple[Rule, ...] = RULES) -> tuple[Block, tuple[str, ...]]:
+    """The block after every rule that applies, and their names.
+
+    InternalError, which names the rule, when one breaks it.
+    """
+    applied: list[str] = []
     for _ in range(MOST_PASSES):
         before = block
         for rule in rules:
-            block = _apply(rule, block)
+            after = _apply(rule, block)
+            applied += [rule.__name__] if after is not block else []
+            block = after
         if block is before:
-            return block
-    raise InternalError(f"no end to rewriting after {MOST_PASSES} passes of {_names(rules)}")
+            return block, tuple(applied)
+    raise InternalError(f"no end to rewriting after {MOST_PASSES} passes of {', '.join(r.__name__ for r in rules)}")
 
 
 def _apply(rule: Rule, block: Block) -> Block:
@@ -34,10 +43,13 @@ def _apply(rule: Rule, block: Block) -> Block:
         raise InternalError(f"the rule {rule.__name__} failed: {error!r}") from error
     if result is None:
         return block
-    if (result.keys, result.others, len(result.scores)) != (block.keys, block.others, len(block.scores)):
-        raise InternalError(f"the rule {rule.__name__} changed what the query yields")
+    require_same_schema(block, result, rule.__name__)
     return result
 
 
-def _names(rules: tuple[Rule, ...]) -> str:
-    return ", ".join(rule.__name__ for rule in rules)
+def require_same_schema(before: Block, after: Block, rule: str) -> None:
+    """InternalError, which names the rule, unless both blocks yield the same columns."""
+    same_outputs = len(before.outputs) == len(after.outputs)
+    same_places = [id(one.place) for one in before.aggregates] == [id(one.place) for one in after.aggregates]
+    if not (same_outputs and same_places):
+        raise InternalError(f"the rule {rule} changed what the query yields")

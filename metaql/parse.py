@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlglot.errors import SqlglotError
 
 # A text with none of these words goes to DuckDB untouched. One that averages gradients under another name, taken
 # from a view for instance, is noticed by DuckDB's binder, and then planned after all (see execute.py).
-_WORDS = re.compile(r"\b(gradients?|inner_product|cosine_similarity|norm|layers|restore)\b", re.IGNORECASE)
+_NAMES = ("gradients?", "inner_product", "cosine_similarity", "norm", "layers", "restore", "p2p", "p2b", "b2p", "b2b")
 _SPACE = r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
 _EXPLAIN = re.compile(_SPACE + r"explain(\s+analyze)?(\s*\([^()]*\))?\s", re.IGNORECASE | re.DOTALL)
 _QUERY = re.compile(
@@ -28,9 +29,17 @@ class Statement:
     tree: exp.Expr
 
 
-def mentions_gradients(text: str) -> bool:
+def words(names: Iterable[str] = ()) -> re.Pattern[str]:
+    """What to look for in a text: gradient constructs, and names of views that hold some."""
+    return re.compile(rf"\b({'|'.join((*_NAMES, *map(re.escape, names)))})\b", re.IGNORECASE)
+
+
+_WORDS = words()
+
+
+def mentions_gradients(text: str, words: re.Pattern[str] = _WORDS) -> bool:
     """Whether the text may hold a gradient expression; takes microseconds."""
-    return _WORDS.search(text) is not None
+    return words.search(text) is not None
 
 
 def is_query(text: str) -> bool:

@@ -1,25 +1,53 @@
-"""Plans a text: every SELECT in it, the innermost first, through bind, rules and compile."""
+"""Plans a text: every SELECT in it, the innermost first, through inline, bind, choose and compile."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from sqlglot import exp
 
+from metaql.algebra import holds_product
 from metaql.bind import bind
-from metaql.catalogue import Answer, Catalogue
-from metaql.compile import compile_block, compile_gradient_aggregates
-from metaql.optimizer import RULES, Rule, optimize
+from metaql.catalogue import Catalogue, Described, visible_ctes, without_parameters
+from metaql.choose import Choice, choose
+from metaql.compile import compile_block
+from metaql.gradients import compile_gradient_aggregates, compile_gradient_arithmetic
+from metaql.inline import inline, inline_single_rows
+from metaql.logical import Block
 from metaql.parse import number_parameters, parse, to_sql
+from metaql.scope import Unsure
+from metaql.stats import Statistics
 from metaql.storage.cache import Cache
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A SELECT with products of gradients in it: how it was bound and what was chosen, or why it was not."""
+
+    block: Block | None
+    choice: Choice | None
+    reason: str | None
+
+
+@dataclass
+class Plan:
+    """The text that DuckDB should run, and how it came about.
+
+    Without anything to rewrite it is the same text, letter by letter.
+    """
+
+    text: str
+    prefix: str = ""
+    selects: list[Planned] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Kept:
     """A plan, and what DuckDB had answered when it was made."""
 
-    planned: str
-    asked: dict[str, Answer]
+    plan: Plan
+    asked: dict[str, Described]
 
 
 class Plans:
@@ -28,28 +56,45 @@ class Plans:
     def __init__(self, count: int = 256) -> None:
         self._kept: Cache[str, _Kept] = Cache(count)
 
-    def plan(self, text: str, catalogue: Catalogue) -> str:
+    def plan(self, text: str, catalogue: Catalogue) -> Plan:
         """As the function ``plan``."""
         kept = self._kept.get(text)
         if kept is not None and all(catalogue.ask(query) == answer for query, answer in kept.asked.items()):
-            return kept.planned
+            return kept.plan
         planned = plan(text, catalogue)
         self._kept.put(text, _Kept(planned, catalogue.asked), 1)
         return planned
 
 
-def plan(text: str, catalogue: Catalogue, rules: tuple[Rule, ...] = RULES) -> str:
-    """The text that DuckDB should run. Without anything to rewrite it is the same text, letter by letter."""
+def plan(text: str, catalogue: Catalogue, chosen: Callable[[Block, Statistics], Choice] = choose) -> Plan:
+    """The plan of a text; ``chosen`` picks a block's form."""
     statement = parse(text)
     if statement is None:
-        return text
+        return Plan(text)
     tree = statement.tree
     if any(with_.args.get("recursive") for with_ in tree.find_all(exp.With)):
-        return text
+        return Plan(text, statement.prefix)
     _check_patterns(tree, catalogue)
     number_parameters(tree)
-    changed = [_plan_select(select, catalogue, rules) for select in _innermost_first(tree)]
-    return statement.prefix + to_sql(tree) if any(changed) else text
+    planned = Plan(text, statement.prefix)
+    changed = [_plan_select(select, catalogue, chosen, planned) for select in _innermost_first(tree)]
+    if any(changed):
+        _drop_unread_ctes(tree)
+        planned.text = statement.prefix + to_sql(tree)
+    return planned
+
+
+def _drop_unread_ctes(tree: exp.Expr) -> None:
+    """CTEs that were taken in where they were read."""
+    for with_ in list(tree.find_all(exp.With)):
+        query = with_.parent
+        assert query is not None
+        for cte in reversed(list(with_.expressions)):
+            read = any(table.name.lower() == cte.alias.lower() and not table.db for table in query.find_all(exp.Table))
+            if not read and isinstance(cte.this, exp.Query):
+                cte.pop()
+        if not with_.expressions:
+            with_.pop()
 
 
 def _check_patterns(tree: exp.Expr, catalogue: Catalogue) -> None:
@@ -58,18 +103,87 @@ def _check_patterns(tree: exp.Expr, catalogue: Catalogue) -> None:
         if call.name.lower() in ("layers", "restore") and len(call.expressions) == 2:
             pattern = call.expressions[1]
             if isinstance(pattern, exp.Literal) and pattern.is_string:
-                catalogue.check_pattern(pattern.name)
+                catalogue.names.check_pattern(pattern.name)
 
 
-def _plan_select(select: exp.Select, catalogue: Catalogue, rules: tuple[Rule, ...]) -> bool:
-    moved = False
-    bound = bind(select, catalogue)
-    if bound is not None:
-        block = optimize(bound.block, rules)
-        if block is not bound.block:
-            compile_block(select, bound, block)
-            moved = True
-    return compile_gradient_aggregates(select, catalogue) or moved
+def _plan_select(
+    select: exp.Select, catalogue: Catalogue, chosen: Callable[[Block, Statistics], Choice], plan: Plan
+) -> bool:
+    """Whether the SELECT was changed."""
+    single = holds_product(select) and inline_single_rows(select, catalogue)
+    moved = _plan_block(select, catalogue, chosen, plan)
+    aggregated = compile_gradient_aggregates(select, catalogue)
+    combined = compile_gradient_arithmetic(select, catalogue)
+    return single or moved or aggregated or combined
+
+
+def _plan_block(
+    select: exp.Select, catalogue: Catalogue, chosen: Callable[[Block, Statistics], Choice], plan: Plan
+) -> bool:
+    """Whether the SELECT was changed. If not it is as it was, whatever was tried."""
+    before = select.copy()
+    concerned = holds_product(select)
+    try:
+        _name_outputs(select, catalogue)
+        inline(select, catalogue)
+        concerned = concerned or holds_product(select)
+        scope, block = bind(select, catalogue)
+        choice = chosen(block, _statistics(select, catalogue))
+        algebraic = any(one.is_score or one.is_vector for one in block.aggregates)
+        if concerned:
+            plan.selects.append(Planned(block, choice, None))
+        if algebraic and choice.best.gathered:
+            compile_block(scope, choice.best.block)
+            _unwrap(select)
+            return True
+    except Unsure as reason:
+        if concerned:
+            plan.selects.append(Planned(None, None, str(reason)))
+    for key in list(select.args):
+        select.set(key, None)
+    for key, value in before.args.items():
+        select.set(key, value)
+    return False
+
+
+def _name_outputs(select: exp.Select, catalogue: Catalogue) -> None:
+    """Columns that have no name of their own get the one that DuckDB would give them."""
+    unnamed = [item for item in select.expressions if not isinstance(item, exp.Alias | exp.Column)]
+    if not unnamed or any(item.is_star for item in select.expressions):
+        return
+    columns = catalogue.ask(visible_ctes(select) + without_parameters(select))
+    if columns is None or len(columns) != len(select.expressions):
+        return
+    names = [name for name, _ in columns]
+    select.set(
+        "expressions",
+        [
+            item if isinstance(item, exp.Alias | exp.Column) else exp.alias_(item, name, quoted=True)
+            for item, name in zip(select.expressions, names, strict=True)
+        ],
+    )
+
+
+def _unwrap(select: exp.Select) -> None:
+    """A scalar sub-query without relations is its expression."""
+    outer = select.parent
+    known = {key for key, value in select.args.items() if value}
+    if known == {"expressions"} and isinstance(outer, exp.Subquery) and _is_scalar(outer):
+        value: exp.Expr = exp.paren(select.expressions[0].unalias())
+        outer.replace(exp.alias_(value, outer.alias, quoted=True) if outer.alias else value)
+
+
+def _is_scalar(query: exp.Subquery) -> bool:
+    return not isinstance(
+        query.parent, exp.From | exp.Join | exp.Lateral | exp.CTE | exp.SetOperation | exp.In | exp.Exists
+    )
+
+
+def _statistics(select: exp.Select, catalogue: Catalogue) -> Statistics:
+    def exact(item: exp.Expr) -> bool:
+        return catalogue.stored(item, select) is not None
+
+    return Statistics(catalogue.database.answer, exact, visible_ctes(select))
 
 
 def _innermost_first(tree: exp.Expr) -> list[exp.Select]:

@@ -158,9 +158,9 @@ def rewritten(connection: Any, text: str) -> str:
 
 
 def written(rows: list[tuple[Any, ...]]) -> list[str]:
-    """A line a row; floats with six digits, so that the order of a sum does not show."""
+    """A line a row; floats with five digits, so that the order of a sum does not show."""
     return [" | ".join("NULL" if value is None else _value(value) for value in row) for row in rows]
 
 
 def _value(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

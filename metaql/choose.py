@@ -1,0 +1,93 @@
+"""What to gather: of all equal forms of a block, the one that costs least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from metaql.cost import Cost, cost
+from metaql.logical import Block, Gather, Relation
+from metaql.optimizer import optimize, require_same_schema
+from metaql.rules.gather_side import gather_side
+from metaql.scope import Unsure
+from metaql.sides import Side, sides
+from metaql.stats import Precision, Statistics
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One form of a block: what is gathered in it, the rules that made it, and its cost."""
+
+    gathered: tuple[Side, ...]
+    block: Block
+    rules: tuple[tuple[str, Block], ...]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The cheapest form first, then the others by cost; and why some sides can't be gathered."""
+
+    alternatives: tuple[Alternative, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def best(self) -> Alternative:
+        """The one that is run."""
+        return self.alternatives[0]
+
+
+def choose(block: Block, statistics: Statistics) -> Choice:
+    """All forms with their costs. Of equal ones the first stays first: fewer sides gathered, the query side before."""
+    reasons: list[str] = []
+    found = [_finished(*form, statistics) for form in _forms(block, statistics, reasons)]
+    found.append(_finished((), block, (), statistics))
+    # The sort is stable. What nothing is known of is kept as far from pairs as possible.
+    found.sort(key=lambda one: one.cost.order)
+    return Choice(tuple(found), tuple(dict.fromkeys(reasons)))
+
+
+Step = tuple[str, Block]
+
+
+def _forms(
+    block: Block, statistics: Statistics, reasons: list[str]
+) -> Iterator[tuple[tuple[Side, ...], Block, tuple[Step, ...]]]:
+    single = []
+    for side in sides(block):
+        form = _gathered(block, side, statistics, reasons)
+        if form is not None:
+            single.append((side, form))
+            yield (side,), form, (("gather_side", form),)
+    for (side, form), (other, _) in combinations(single, 2):
+        both = None if side & other else _gathered(form, other, statistics, reasons)
+        if both is not None:
+            yield (side, other), both, (("gather_side", form), ("gather_side", both))
+
+
+def _gathered(block: Block, side: Side, statistics: Statistics, reasons: list[str]) -> Block | None:
+    try:
+        form = gather_side(block, side)
+    except Unsure as reason:
+        reasons.append(str(reason))
+        return None
+    require_same_schema(block, form, gather_side.__name__)
+    return _unguarded(form, statistics)
+
+
+def _unguarded(block: Block, statistics: Statistics) -> Block:
+    """A side that surely has rows needs no guard."""
+
+    def known(relation: Relation | Gather) -> Relation | Gather:
+        if not isinstance(relation, Gather) or not relation.guarded:
+            return relation
+        rows = statistics.rows(relation.relations, relation.conjuncts)
+        return replace(relation, guarded=not (rows.precision == Precision.EXACT and rows.value))
+
+    return replace(block, relations=tuple(known(one) for one in block.relations))
+
+
+def _finished(gathered: tuple[Side, ...], block: Block, rules: tuple[Step, ...], statistics: Statistics) -> Alternative:
+    form, applied = optimize(block) if gathered else (block, ())
+    return Alternative(gathered, form, (*rules, *((name, form) for name in applied)), cost(form, statistics))
