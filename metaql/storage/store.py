@@ -102,7 +102,7 @@ class Store:
 
     def stretch(self, row: int) -> tuple[int, int]:
         """The collection's rows around this one: the first, and one past the last; (row, row) when there is none."""
-        place = bisect_right(self._starts, row) - 1
+        place = int(self._starts.searchsorted(row, "right")) - 1
         if place < 0 or row >= self._ends[place]:
             return row, row
         return int(self._starts[place]), int(self._ends[place])

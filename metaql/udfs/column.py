@@ -36,15 +36,15 @@ def scores(session: Session, terms: tuple[Term, ...], left: Rows, one: Rows, exp
 
     ``expected`` is how many rows will be asked for in all, by this call and later ones; None when nobody knows.
     """
-    begin, end = left.source.stretch(int(left.numbers[0]))
-    low, high = int(left.numbers.min()), int(left.numbers.max())
-    session.counters.add(calls=1)
+    numbers = left.numbers
+    low, high = int(numbers.min()), int(numbers.max())
+    begin, end = left.source.stretch(low)
     window = max(high - low + 1, min(CALL_ROWS, end - low))
     share = min(len(left) / window if expected is None else expected / max(end - begin, 1), 1.0)
     column = _Column(session, terms, left, one, max(share * (end - begin), len(left)))
-    if end - begin <= 1 or low < begin or high >= end:
+    if end - begin <= 1 or high >= end:
         return column.computed(left)
-    return column.by_block(begin, end, share)
+    return column.by_block(begin, end, low, high, share)
 
 
 @dataclass(frozen=True)
@@ -57,33 +57,32 @@ class _Column:
     one: Rows
     expected: float
 
-    def by_block(self, begin: int, end: int, share: float) -> Floats:
-        """The scores; the rows lie from ``begin`` to ``end``, and about this share of them is asked for."""
-        numbers, costs = self.left.numbers, self._prices
-        size = _block_rows(costs)
-        blocks = (numbers - begin) // size
-        distinct = blocks[:1] if blocks[0] == blocks[-1] and (blocks == blocks[0]).all() else np.unique(blocks)
+    def by_block(self, begin: int, end: int, low: int, high: int, share: float) -> Floats:
+        """The scores. All rows from ``begin`` to ``end`` exist, and about this share of them will be asked for."""
+        numbers, size = self.left.numbers, _block_rows(self._prices)
+        first = begin + (low - begin) // size * size
+        if high < first + size:
+            found = self._block(first, min(first + size, end), len(numbers), share)
+            return self.computed(self.left) if found is None else found[numbers - first]
+        starts = begin + (numbers - begin) // size * size
         result, missing = np.empty(len(numbers)), np.zeros(len(numbers), dtype=np.bool_)
-        for block in distinct.tolist():
-            places = slice(None) if len(distinct) == 1 else np.flatnonzero(blocks == block)
-            first = begin + block * size
-            found = self._block(first, min(first + size, end), len(numbers[places]), share)
+        for first in np.unique(starts).tolist():
+            places = np.flatnonzero(starts == first)
+            found = self._block(first, min(first + size, end), len(places), share)
             if found is None:
                 missing[places] = True
             else:
                 result[places] = found[numbers[places] - first]
-        if missing.all():
-            return self.computed(self.left)
         if missing.any():
             result[missing] = self.computed(Rows(self.left.source, numbers[missing]))
         return result
 
     def _block(self, begin: int, end: int, asked: int, share: float) -> Floats | None:
         """A whole block's scores; None when it costs less to score only what is asked for."""
-        kept, key = self.session.kept_scores, (*self._key, begin, end)
+        kept, key = self.session.kept_scores, (self._key, begin, end)
         found = kept.get(key)
         if found is not None:
-            self.session.counters.add(found=asked)
+            self.session.counters.add(calls=1, found=asked)
             return found
         whole, some = self._prices.scan(end - begin), self._prices.probe(asked)
         calls = max(share * (end - begin) / asked, 1.0)
@@ -104,7 +103,7 @@ class _Column:
             for part in left.blocks(term.left):
                 block = left.read(term.left, part)
                 result[part] += floats(matrix(term, block, other, self.session.costs)[:, 0])
-        self.session.counters.add(scored=len(left), seconds=time.perf_counter() - start)
+        self.session.counters.add(calls=1, scored=len(left), seconds=time.perf_counter() - start)
         return result
 
     def _other(self, term: Term, left: Rows) -> Block:
@@ -113,7 +112,7 @@ class _Column:
         side = Side(len(left), _mean_positions(left, term.left))
         return self.one.source.against(term.right, int(self.one.numbers[0]), side, max(self.expected, len(left)))
 
-    @property
+    @cached_property
     def _key(self) -> Key:
         # The terms are kept with their spaces, so that no other has their id.
         return self.left.source, id(self.terms), self.one.source, int(self.one.numbers[0])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Counts:
     """Totals since the session began; a query's own are a difference of two."""
 
-    calls: int = 0  # calls that DuckDB made
+    calls: int = 0  # times that rows were asked for
     scored: int = 0  # inner products that were computed
     found: int = 0  # inner products that lay ready from before
     seconds: float = 0.0  # spent on computing them, over all threads

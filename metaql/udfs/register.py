@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -13,16 +14,22 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 from metaql.errors import QueryError
 from metaql.udfs import references
 from metaql.udfs.aggregates import mean, total
+from metaql.udfs.b2b import B2B
+from metaql.udfs.b2p import B2P
 from metaql.udfs.cosine_similarity import cosine_similarity
 from metaql.udfs.function import Function
 from metaql.udfs.gradient import gradient
 from metaql.udfs.inner_product import inner_product
 from metaql.udfs.layers import layers
 from metaql.udfs.norm import norm
+from metaql.udfs.operators import returns_sql
+from metaql.udfs.p2b import P2B
+from metaql.udfs.p2p import P2P
 from metaql.udfs.restore import restore
 from metaql.udfs.score import score
 from metaql.udfs.session import Session, find
 
+OPERATORS = (P2P, P2B, B2P, B2B)
 FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     inner_product,
     score,
@@ -33,6 +40,7 @@ FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     gradient,
     mean,
     total,
+    *(partial(returns_sql, operator) for operator in OPERATORS),
 )
 # Tells a second load which session the instance's functions belong to.
 _SESSION = "metaql_session"

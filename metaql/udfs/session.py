@@ -37,7 +37,11 @@ class Session:
         # Asked when the first choice has to be made; whoever opens the session may know the machine better.
         self.measure: Callable[[], Constants] = lambda: SHIPPED
         self._stores: dict[int, list[StoreSource]] = {}
+        self._named: dict[str, StoreSource] = {}
         self._models: dict[str, Model] = {}
+        # Plans a text that stands for something of a store, under a search path, while DuckDB binds a query; the
+        # front end gives it.
+        self.plan: Callable[[str, StoreSource, str], str] | None = None
         # The type that restore(…) is registered with; None before it is.
         self.restored_as: str | None = None
         _sessions[self.id] = self
@@ -47,6 +51,11 @@ class Session:
         snapshots = self._stores.setdefault(source.store.id, [])
         snapshots.append(source)
         snapshots.sort(key=lambda one: -one.store.version)
+        self._named[source.name] = source
+
+    def source(self, name: str) -> StoreSource:
+        """The snapshot that was loaded last under a name."""
+        return self._named[name]
 
     def add_model(self, model: Model) -> None:
         """Loads a model that can replay a store's samples."""
