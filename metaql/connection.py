@@ -19,10 +19,11 @@ from metaql.errors import QueryError
 from metaql.execute import Executor, Parameters, averages_gradients
 from metaql.parse import mentions_gradients
 from metaql.planner import Plan, Plans
-from metaql.relations import create_relations, free_name, quoted
+from metaql.relations import create_relations, create_short_forms, free_name
 from metaql.storage.store import Store
 from metaql.udfs.models import Model
 from metaql.udfs.patterns import Space
+from metaql.udfs.quoting import quoted
 from metaql.udfs.register import register_restore, session_of
 from metaql.udfs.sources import StoreSource
 
@@ -161,6 +162,7 @@ def _load(
 
         session.add_model(Model(Replay(model, store), source))
     register_restore(connection, session)
+    create_short_forms(connection, name)
     return remarks
 
 

@@ -14,7 +14,10 @@ import duckdb
 from metaql.errors import QueryError
 from metaql.storage import tables
 from metaql.storage.store import Store
+from metaql.udfs.operators import DEFAULTS
+from metaql.udfs.quoting import literal, quoted
 from metaql.udfs.references import GRADIENT
+from metaql.udfs.register import OPERATORS
 
 ROW = "metaql_row"
 RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs")
@@ -33,6 +36,20 @@ def create_relations(connection: duckdb.DuckDBPyConnection, store: Store, databa
         raise
 
 
+def create_short_forms(connection: duckdb.DuckDBPyConnection, database: str) -> None:
+    """Macros over the functions that return SQL, which must be there, in a database made by ``create_relations``."""
+    rows = connection.execute(
+        "SELECT table_name FROM information_schema.tables WHERE table_catalog = ? AND table_schema = 'main'", [database]
+    ).fetchall()
+    relations = ", ".join(literal(name) for (name,) in rows)
+    given = ", ".join(f"{name} := {'NULL' if value is None else literal(value)}" for name, value in DEFAULTS.items())
+    for name in (operator.name for operator in OPERATORS):
+        connection.execute(
+            f"CREATE MACRO {quoted(database)}.main.{name}({given}) AS TABLE FROM query(metaql_{name}("
+            f"{literal(database)}, [{relations}], current_setting('search_path'), {', '.join(DEFAULTS)}))"
+        )
+
+
 def free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
     """The name, with a number behind it if a database or a schema of that name is there already."""
     taken = _taken(connection)
@@ -41,11 +58,6 @@ def free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
         number += 1
         candidate = f"{name}_{number}"
     return candidate
-
-
-def quoted(name: str) -> str:
-    """The name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, database: str) -> None:
@@ -118,7 +130,7 @@ def _create_split(
 
     Along a trajectory a sample has a gradient for each step, and none that would be *the* one: NULL.
     """
-    name, text = quoted(split), "'" + split.replace("'", "''") + "'"
+    name, text = quoted(split), literal(split)
     # Not the split's own name: DuckDB proposes names that resemble a mistyped one.
     stored = f"{database}.stored.{quoted(f'rows of {split}')}"
     if checkpoint is None:

@@ -1,0 +1,12 @@
+"""``b2p(train, query, layers, checkpoint)``: how much the average training sample helps each query sample."""
+
+from __future__ import annotations
+
+from metaql.udfs.operators import Operator
+
+B2P = Operator(
+    "b2p",
+    ("query_id", "influence"),
+    "SELECT query.sample_id AS query_id, avg(inner_product({train_gradient}, query.gradient)) AS influence"
+    " FROM {train} AS train, {query} AS query GROUP BY query.sample_id",
+)
