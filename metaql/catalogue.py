@@ -42,8 +42,8 @@ class Database(Protocol):
         """The user's own views by name, in lower case: their CREATE statements."""
 
     @property
-    def own(self) -> str | None:
-        """The database that names are looked up in first; None where the user's settings decide that."""
+    def own(self) -> tuple[str, ...] | None:
+        """Where names are looked up before the store's are; None where the user's settings decide that."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Catalogue:
     def __init__(self, database: Database, names: Names) -> None:
         self.database, self.names = database, names
         self.asked: dict[str, Described] = {}
+        self._shadowed: dict[str, bool] = {}
+        self._split_names = frozenset(split.lower() for split in names.splits)
 
     def ask(self, query: str) -> Described:
         """The columns of a query; None where DuckDB can't bind it."""
@@ -81,10 +83,15 @@ class Catalogue:
         with_ = visible_ctes(select)
         found: Columns = {}
         for place, item in enumerate(items):
+            alias = alias_of(item, place)
             columns = self.ask(f"{with_}SELECT * FROM {without_parameters(item)}")
+            if columns is None and place and item.alias:
+                # A sub-query may read the relations before it.
+                before = ", ".join(map(without_parameters, items[: place + 1]))
+                columns = self.ask(f"{with_}SELECT {to_sql(exp.to_identifier(alias, quoted=True))}.* FROM {before}")
             if columns is None:
                 return None
-            found[alias_of(item, place)] = {name.lower(): type_ for name, type_ in columns}
+            found[alias] = {name.lower(): type_ for name, type_ in columns}
         return found
 
     def is_gradient(self, expression: exp.Expr, select: exp.Select) -> bool:
@@ -105,26 +112,29 @@ class Catalogue:
         name = self.stored(item, select)
         if name is None:
             return frozenset()
-        return _UNIQUE.get(name) or (frozenset({"sample_id"}) if name in self._splits() else frozenset())
+        return _UNIQUE.get(name) or (frozenset({"sample_id"}) if name in self._split_names else frozenset())
 
     def stored(self, item: exp.Expr, select: exp.Select) -> str | None:
         """The name of the store's relation that an item of FROM is, in lower case; None for any other."""
         if not isinstance(item, exp.Table) or not isinstance(item.this, exp.Identifier):
             return None
         name, database = item.name.lower(), self.names.database.lower()
-        if name not in _UNIQUE and name != "steps" and name not in self._splits():
+        if name not in _UNIQUE and name != "steps" and name not in self._split_names:
             return None
         if item.db:
             qualifiers = [part.lower() for part in (item.catalog, item.db) if part]
             return name if qualifiers in ([database], [database, "main"]) else None
         if self.database.own is None or is_cte(item, select):
             return None
-        first = (f'"{self.database.own}".main', "temp.main")
-        shadowed = any(self.ask(f"SELECT * FROM {place}.{to_sql(item.this)}") is not None for place in first)
-        return None if shadowed else name
+        return None if self._is_shadowed(item.this) else name
 
-    def _splits(self) -> set[str]:
-        return {split.lower() for split in self.names.splits}
+    def _is_shadowed(self, name: exp.Identifier) -> bool:
+        """Whether the user has a relation of that name, which comes first."""
+        text = to_sql(name)
+        if text not in self._shadowed:
+            places = self.database.own or ()
+            self._shadowed[text] = any(self.ask(f"SELECT * FROM {place}.{text}") is not None for place in places)
+        return self._shadowed[text]
 
 
 def alias_of(item: exp.Expr, place: int) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from sqlglot import exp
+
 from metaql.cost import Cost, cost
 from metaql.logical import Block, Gather, Relation
 from metaql.optimizer import optimize, require_same_schema
@@ -54,16 +56,30 @@ Step = tuple[str, Block]
 def _forms(
     block: Block, statistics: Statistics, reasons: list[str]
 ) -> Iterator[tuple[tuple[Side, ...], Block, tuple[Step, ...]]]:
-    single = []
-    for side in sides(block):
-        form = _gathered(block, side, statistics, reasons)
-        if form is not None:
-            single.append((side, form))
-            yield (side,), form, (("gather_side", form),)
-    for (side, form), (other, _) in combinations(single, 2):
-        both = None if side & other else _gathered(form, other, statistics, reasons)
+    single = [(side, form) for side in sides(block) if (form := _gathered(block, side, statistics, reasons))]
+    vectors = [one for one in single if not any(gather.keys for gather in one[1].gathers())]
+    # A side that becomes a single vector is gathered; no form does less than a product for each row of the other.
+    for side, form in vectors or single:
+        yield (side,), form, (("gather_side", form),)
+    for (side, form), (other, _) in combinations(vectors or single, 2):
+        both = None if side & other or _meets_one(form) else _gathered(form, other, statistics, reasons)
         if both is not None:
             yield (side, other), both, (("gather_side", form), ("gather_side", both))
+
+
+def _meets_one(block: Block) -> bool:
+    """Whether each row meets at most one group of the gathered side: to gather the rows as well gains nothing."""
+    keyed = [gather for gather in block.gathers() if gather.keys]
+    return bool(keyed) and all(
+        any(isinstance(one.sql, exp.EQ) and _is_column(one.sql, gather, name) for one in block.conjuncts)
+        for gather in keyed
+        for name, _ in gather.keys
+    )
+
+
+def _is_column(equality: exp.Expr, gather: Gather, name: str) -> bool:
+    sides = (equality.args["this"], equality.args["expression"])
+    return any(isinstance(one, exp.Column) and one.table == gather.alias and one.name == name for one in sides)
 
 
 def _gathered(block: Block, side: Side, statistics: Statistics, reasons: list[str]) -> Block | None:

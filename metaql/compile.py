@@ -21,7 +21,7 @@ from metaql.logical import (
     Term,
     Vector,
 )
-from metaql.parse import to_sql
+from metaql.parse import name_of_output
 from metaql.rules.gather_side import restricted
 from metaql.scope import Scope
 from metaql.udfs.aggregates import MEAN
@@ -33,7 +33,7 @@ def compile_block(scope: Scope, block: Block) -> None:
     select = scope.select
     _rename(scope, block)
     for aggregate in block.aggregates:
-        if aggregate.touched or block.keys is None:
+        if aggregate.touched or aggregate.is_vector or block.keys is None:
             keep_name(select, aggregate.place)
             aggregate.place.replace(emitted(aggregate))
     keyed = [one for one in block.relations if isinstance(one, Relation) or one.keys]
@@ -137,7 +137,8 @@ def _sqls(scalars: Iterable[Scalar]) -> list[exp.Expr]:
 
 
 def where_present(parts: Iterable[exp.Expr], value: exp.Expr) -> exp.Expr:
-    tests = [exp.Not(this=exp.Is(this=exp.paren(part.copy()), expression=exp.Null())) for part in parts]
+    known = (part for part in parts if not isinstance(part, exp.Literal))
+    tests = [exp.Not(this=exp.Is(this=exp.paren(part.copy()), expression=exp.Null())) for part in known]
     return exp.Case(ifs=[exp.If(this=exp.and_(*tests), true=value)])
 
 
@@ -261,7 +262,6 @@ def keep_name(select: exp.Select, node: exp.Expr) -> None:
     """A column without an alias is named after its text; it keeps that name when the text changes."""
     for item in select.expressions:
         if not isinstance(item, exp.Alias) and any(one is node for one in item.walk()):
-            name = item.name if isinstance(item, exp.Column) else to_sql(item, normalize_functions="lower")
-            alias = exp.Alias(alias=exp.to_identifier(name, quoted=True))
+            alias = exp.Alias(alias=exp.to_identifier(name_of_output(item), quoted=True))
             item.replace(alias)
             alias.set("this", item)

@@ -67,6 +67,6 @@ class QueryDatabase:
         return self._views.definitions()
 
     @property
-    def own(self) -> str | None:
-        """The user's own database; None where names may be looked up elsewhere."""
-        return None if self._executor.has_own_path else self._executor.own
+    def own(self) -> tuple[str, ...] | None:
+        """The schemas that names are looked up in first; None where that is not certain."""
+        return self._executor.own_schemas

@@ -81,15 +81,20 @@ class Executor:
         cursor = self._connection if self._has_own_state else self._cursor()
         return lambda text: _call(cursor, text, None, frame)
 
+    @property
+    def own_schemas(self) -> tuple[str, ...] | None:
+        """Where the user's own relations are; None once a statement may have changed where names are looked up."""
+        if self.has_own_path:
+            return None
+        own = '"' + self.own.replace('"', '""') + '".main'
+        # Only a connection with a state of its own can have temporary relations.
+        return (own, "temp.main") if self._has_own_state else (own,)
+
     @cached_property
     def scalar_functions(self) -> frozenset[str]:
-        """Names of functions that are no aggregates; the user's macros, which may hold one, are left out."""
+        """As the function ``scalar_functions``."""
         # Asked once for each connection: DuckDB takes 20 ms to list its functions.
-        rows = self._connection.cursor().execute(
-            "SELECT lower(function_name) FROM duckdb_functions() GROUP BY ALL"
-            " HAVING bool_and(internal AND function_type <> 'aggregate')"
-        )
-        return frozenset(name for (name,) in rows.fetchall())
+        return scalar_functions(self._connection.cursor())
 
     def views(self) -> list[tuple[str, str]]:
         """The user's own views: names in lower case, and CREATE statements."""
@@ -116,6 +121,15 @@ class Executor:
         for name, table in self._registered.items():
             cursor.register(name, table)
         return cursor
+
+
+def scalar_functions(cursor: duckdb.DuckDBPyConnection) -> frozenset[str]:
+    """Names of functions that are no aggregates; the user's macros, which may hold one, are left out."""
+    rows = cursor.execute(
+        "SELECT lower(function_name) FROM duckdb_functions() GROUP BY ALL"
+        " HAVING bool_and(internal AND function_type <> 'aggregate')"
+    )
+    return frozenset(name for (name,) in rows.fetchall())
 
 
 def averages_gradients(error: duckdb.Error) -> bool:

@@ -12,7 +12,7 @@ from metaql.catalogue import Catalogue
 from metaql.compile import entry, keep_name, product, total, where_present
 from metaql.logical import AVG
 from metaql.rules.gather_side import restricted
-from metaql.scope import Scope, Unsure
+from metaql.scope import VECTOR_FUNCTIONS, Scope, Unsure
 from metaql.udfs.aggregates import MEAN
 from metaql.udfs.aggregates import SUM as TOTAL
 
@@ -38,7 +38,7 @@ def compile_gradient_arithmetic(select: exp.Select, catalogue: Catalogue) -> boo
     found = [
         node for node in select.walk() if isinstance(node, _ARITHMETIC) and node.find_ancestor(exp.Query) is select
     ]
-    if not found:
+    if not any(_may_be_vector(operand) for node in found for operand in node.iter_expressions()):
         return False
     try:
         scope = Scope(select, catalogue)
@@ -49,6 +49,14 @@ def compile_gradient_arithmetic(select: exp.Select, catalogue: Catalogue) -> boo
         keep_name(select, node)
         node.replace(_product(node, scope) if is_product(node) else _combination(node, scope))
     return bool(outermost)
+
+
+def _may_be_vector(operand: exp.Expr) -> bool:
+    while isinstance(operand, exp.Paren):
+        operand = operand.this
+    if isinstance(operand, exp.Anonymous):
+        return operand.name.lower() in VECTOR_FUNCTIONS
+    return isinstance(operand, exp.Column | exp.Subquery | exp.Case | exp.Coalesce)
 
 
 def _outermost(select: exp.Select, scope: Scope) -> Iterator[exp.Expr]:

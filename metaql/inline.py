@@ -119,6 +119,7 @@ def _inline(select: exp.Select, item: exp.Expr, catalogue: Catalogue, single: bo
 def _query_of(item: exp.Expr, select: exp.Select, catalogue: Catalogue) -> exp.Select | None:
     """A copy of the SELECT that an item of FROM stands for: a sub-query's, a CTE's or a view's."""
     found: exp.Expr | None = item.this if isinstance(item, exp.Subquery | exp.Lateral) else None
+    found = found.this if isinstance(found, exp.Subquery) and isinstance(item, exp.Lateral) else found
     if any(item.args.get(key) for key in ("joins", "pivots", "sample", "laterals")):
         return None
     if isinstance(item, exp.Table) and isinstance(item.this, exp.Identifier):

@@ -57,7 +57,30 @@ def parse(text: str) -> Statement | None:
         return None
     if len(trees) != 1 or not isinstance(trees[0], exp.Expr) or isinstance(trees[0], exp.Command):
         return None
+    for select in trees[0].find_all(exp.Select):
+        _normalize(select)
     return Statement(prefix, trees[0])
+
+
+def name_of_output(item: exp.Expr) -> str:
+    """What DuckDB calls a column without an alias: its text, as it was before anything was planned."""
+    return item.name if isinstance(item, exp.Column) else item.meta.get("text") or _text(item)
+
+
+def _normalize(select: exp.Select) -> None:
+    """FROM a JOIN b SELECT … is parsed with the joins at the relation; and texts that are names are kept."""
+    source = select.args.get("from_")
+    if source is not None and isinstance(source.this, exp.Table | exp.Subquery) and source.this.args.get("joins"):
+        joins = source.this.args["joins"]
+        source.this.set("joins", None)
+        select.set("joins", [*joins, *(select.args.get("joins") or [])])
+    for item in select.expressions:
+        if not isinstance(item, exp.Alias | exp.Column | exp.Star):
+            item.meta["text"] = _text(item)
+
+
+def _text(item: exp.Expr) -> str:
+    return to_sql(item, normalize_functions="lower")
 
 
 def number_parameters(tree: exp.Expr) -> None:

@@ -111,10 +111,11 @@ def _plan_select(
 ) -> bool:
     """Whether the SELECT was changed."""
     single = holds_product(select) and inline_single_rows(select, catalogue)
-    moved = _plan_block(select, catalogue, chosen, plan)
+    if _plan_block(select, catalogue, chosen, plan):
+        return True
     aggregated = compile_gradient_aggregates(select, catalogue)
     combined = compile_gradient_arithmetic(select, catalogue)
-    return single or moved or aggregated or combined
+    return single or aggregated or combined
 
 
 def _plan_block(
@@ -124,7 +125,6 @@ def _plan_block(
     before = select.copy()
     concerned = holds_product(select)
     try:
-        _name_outputs(select, catalogue)
         inline(select, catalogue)
         concerned = concerned or holds_product(select)
         scope, block = bind(select, catalogue)
@@ -133,7 +133,9 @@ def _plan_block(
         if concerned:
             plan.selects.append(Planned(block, choice, None))
         if algebraic and choice.best.gathered:
+            _name_outputs(select, before, catalogue)
             compile_block(scope, choice.best.block)
+            compile_gradient_arithmetic(select, catalogue)
             _unwrap(select)
             return True
     except Unsure as reason:
@@ -146,22 +148,14 @@ def _plan_block(
     return False
 
 
-def _name_outputs(select: exp.Select, catalogue: Catalogue) -> None:
+def _name_outputs(select: exp.Select, written: exp.Select, catalogue: Catalogue) -> None:
     """Columns that have no name of their own get the one that DuckDB would give them."""
-    unnamed = [item for item in select.expressions if not isinstance(item, exp.Alias | exp.Column)]
-    if not unnamed or any(item.is_star for item in select.expressions):
+    if all(isinstance(item, exp.Alias | exp.Column) for item in select.expressions):
         return
-    columns = catalogue.ask(visible_ctes(select) + without_parameters(select))
-    if columns is None or len(columns) != len(select.expressions):
-        return
-    names = [name for name, _ in columns]
-    select.set(
-        "expressions",
-        [
-            item if isinstance(item, exp.Alias | exp.Column) else exp.alias_(item, name, quoted=True)
-            for item, name in zip(select.expressions, names, strict=True)
-        ],
-    )
+    columns = catalogue.ask(visible_ctes(select) + without_parameters(written))
+    if columns is not None and len(columns) == len(select.expressions):
+        for item, (name, _) in zip(select.expressions, columns, strict=True):
+            item.meta["text"] = name
 
 
 def _unwrap(select: exp.Select) -> None:

@@ -15,7 +15,7 @@ from metaql.udfs.references import GRADIENT
 
 # Evaluated once for each row or at a moment of their own, so that fewer rows would give other values.
 VOLATILE = frozenset({"random", "rand", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"})
-_VECTOR_FUNCTIONS = frozenset({"layers", "gradient", "precondition", MEAN, TOTAL})
+VECTOR_FUNCTIONS = frozenset({"layers", "gradient", "precondition", MEAN, TOTAL})
 
 
 class Unsure(Exception):  # noqa: N818 - never leaves the front end
@@ -97,7 +97,7 @@ class Scope:
         if isinstance(node, exp.Column):
             return self._column_is_vector(node)
         if isinstance(node, exp.Anonymous):
-            return node.name.lower() in _VECTOR_FUNCTIONS
+            return node.name.lower() in VECTOR_FUNCTIONS
         if isinstance(node, exp.Subquery):
             first = node.this.expressions[0] if isinstance(node.this, exp.Select) and node.this.expressions else None
             return isinstance(first, exp.Expr) and self.is_vector(first.unalias())
