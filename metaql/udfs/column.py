@@ -39,7 +39,7 @@ def scores(session: Session, terms: tuple[Term, ...], left: Rows, one: Rows, exp
     numbers = left.numbers
     low, high = int(numbers.min()), int(numbers.max())
     begin, end = left.source.stretch(low)
-    window = max(high - low + 1, min(CALL_ROWS, end - low))
+    window = max(high - low + 1, min(CALL_ROWS, end - begin))
     share = min(len(left) / window if expected is None else expected / max(end - begin, 1), 1.0)
     column = _Column(session, terms, left, one, max(share * (end - begin), len(left)))
     if end - begin <= 1 or high >= end:
