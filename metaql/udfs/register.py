@@ -16,17 +16,20 @@ from metaql.udfs import references
 from metaql.udfs.aggregates import mean, total
 from metaql.udfs.b2b import B2B
 from metaql.udfs.b2p import B2P
+from metaql.udfs.best import best
 from metaql.udfs.cosine_similarity import cosine_similarity
 from metaql.udfs.function import Function
 from metaql.udfs.gradient import gradient
 from metaql.udfs.inner_product import inner_product
 from metaql.udfs.layers import layers
+from metaql.udfs.members import members
 from metaql.udfs.norm import norm
 from metaql.udfs.operators import returns_sql
 from metaql.udfs.p2b import P2B
 from metaql.udfs.p2p import P2P
 from metaql.udfs.restore import restore
 from metaql.udfs.score import score
+from metaql.udfs.scores import scores
 from metaql.udfs.session import Session, find
 
 OPERATORS = (P2P, P2B, B2P, B2B)
@@ -41,6 +44,9 @@ FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     mean,
     total,
     *(partial(returns_sql, operator) for operator in OPERATORS),
+    members,
+    scores,
+    best,
 )
 # Tells a second load which session the instance's functions belong to.
 _SESSION = "metaql_session"

@@ -11,17 +11,12 @@ from typing import Any
 import numpy as np
 
 from metaql.udfs import column
-from metaql.udfs.kernels import matrix, pairs
+from metaql.udfs.kernels import pairs
 from metaql.udfs.patterns import Term
 from metaql.udfs.references import Floats, Ints, References, constant
-from metaql.udfs.rows import BLOCK_BYTES, Rows, floats
+from metaql.udfs.rows import Rows, floats
 from metaql.udfs.session import Session
-from metaql.udfs.slices import steps
-
-# A matrix may hold this many times the pairs asked for: a product of matrices is so much faster than single ones.
-MATRIX_WASTE = 4
-# From so many pairs for each distinct reference on, one matrix row at a time beats gathering both sides.
-REPEATS = 8
+from metaql.udfs.tiles import every_pair, side_by_side
 
 
 def inner_products(session: Session, left: References, right: References, expected: float | None = None) -> Floats:
@@ -80,49 +75,9 @@ def _score(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows, e
     if constant(right.numbers):
         return column.scores(session, terms, left, Rows(right.source, right.numbers[:1]), expected)
     if constant(left.numbers):
-        row: Floats = _matrix(terms, Rows(left.source, left.numbers[:1]), right)[0]
+        row: Floats = every_pair(session, terms, Rows(left.source, left.numbers[:1]), right)[0]
         return row
-    rows, place = np.unique(left.numbers, return_inverse=True)
-    others, other_place = np.unique(right.numbers, return_inverse=True)
-    if len(rows) * len(others) <= MATRIX_WASTE * len(left):
-        scores: Floats = _matrix(terms, Rows(left.source, rows), Rows(right.source, others))[place, other_place]
-        return scores
-    if len(others) * REPEATS <= len(left):
-        return _column_by_column(terms, left, Rows(right.source, others), other_place)
-    if len(rows) * REPEATS <= len(left):
-        return _column_by_column(terms, right, Rows(left.source, rows), place, turned=True)
-    return _pairs(terms, left, right)
-
-
-def _column_by_column(terms: tuple[Term, ...], left: Rows, right: Rows, group: Ints, turned: bool = False) -> Floats:
-    """Each distinct right reference with those rows that stand beside it; ``turned`` when the sides are swapped."""
-    result = np.zeros(len(left))
-    order = np.argsort(group, kind="stable")
-    edges = np.searchsorted(group[order], np.arange(len(right) + 1))
-    for number in range(len(right)):
-        places = order[edges[number] : edges[number + 1]]
-        some, one = Rows(left.source, left.numbers[places]), Rows(right.source, right.numbers[number : number + 1])
-        result[places] = _matrix(terms, one, some)[0] if turned else _matrix(terms, some, one)[:, 0]
-    return result
-
-
-def _matrix(terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
-    result = np.zeros((len(left), len(right)))
-    for term in terms:
-        for across in right.blocks(term.right):
-            other = right.read(term.right, across)
-            for down in left.blocks(term.left):
-                result[down, across] += floats(matrix(term, left.read(term.left, down), other))
-    return result
-
-
-def _pairs(terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
-    result = np.zeros(len(left))
-    for term in terms:
-        size = max(left.source.row_bytes(term.left), right.source.row_bytes(term.right))
-        for part in steps(len(left), size / 4, BLOCK_BYTES):
-            result[part] += floats(pairs(term, left.read(term.left, part), right.read(term.right, part)))
-    return result
+    return side_by_side(session, terms, left, right)
 
 
 def _self_products(rows: Rows, terms: tuple[Term, ...]) -> Floats:

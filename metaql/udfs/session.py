@@ -18,6 +18,7 @@ from metaql.storage.store import Store
 from metaql.udfs.costs import SHIPPED, Constants
 from metaql.udfs.counters import Counters
 from metaql.udfs.kept_scores import KeptScores
+from metaql.udfs.members import MemberLists
 from metaql.udfs.models import Model
 from metaql.udfs.references import Ints
 from metaql.udfs.sources import Source, StoreSource
@@ -36,6 +37,7 @@ class Session:
         self.counters = Counters()
         # Asked when the first choice has to be made; whoever opens the session may know the machine better.
         self.measure: Callable[[], Constants] = lambda: SHIPPED
+        self.members = MemberLists()
         self._stores: dict[int, list[StoreSource]] = {}
         self._named: dict[str, StoreSource] = {}
         self._models: dict[str, Model] = {}
