@@ -17,12 +17,13 @@ from metaql.catalogue import Catalogue, Names
 from metaql.database import GradientViews, QueryDatabase
 from metaql.errors import QueryError
 from metaql.execute import Executor, Parameters, averages_gradients
+from metaql.late_planner import LatePlanner
 from metaql.parse import mentions_gradients
 from metaql.planner import Plan, Plans
 from metaql.relations import create_relations, create_short_forms, free_name
+from metaql.short_forms import expand
 from metaql.storage.store import Store
 from metaql.udfs.models import Model
-from metaql.udfs.patterns import Space
 from metaql.udfs.quoting import quoted
 from metaql.udfs.register import register_restore, session_of
 from metaql.udfs.sources import StoreSource
@@ -44,8 +45,8 @@ class Connection:
         self._views = GradientViews(self._executor)
         self._store = store
         splits = tuple(dict.fromkeys(one.split for one in store.manifest.collections))
-        self._space = Space(store.layers)
-        self._names = Names(database, splits, self._space.select)
+        self._source = session_of(connection).source(database)
+        self._names = Names(database, splits, self._source.space.select)
         self._plans = Plans()
 
     def sql(self, query: str, params: Parameters = None) -> Any:
@@ -90,7 +91,8 @@ class Connection:
 
     def _plan(self, query: str, frame: FrameType) -> Plan:
         database = QueryDatabase(self._open(), self._views, frame)
-        return self._plans.plan(query, Catalogue(database, self._names))
+        catalogue = Catalogue(database, self._names)
+        return self._plans.plan(expand(query, self._source, catalogue), catalogue)
 
     def _open(self) -> Executor:
         if self._executor is None:
@@ -133,7 +135,8 @@ def load(
     """Adds a store's relations to a DuckDB connection as ``schema.train`` and so on, and the functions on them.
 
     Its SQL goes to DuckDB directly: every function is right there, pair by pair, and ``avg(gradient)`` does not
-    exist. Several stores can be loaded, each under a schema of its own.
+    exist. Only ``schema.p2b(…)`` and the other short forms are planned. Several stores can be loaded, each under a
+    schema of its own.
     """
     store = Store.open(path)
     try:
@@ -162,6 +165,8 @@ def _load(
 
         session.add_model(Model(Replay(model, store), source))
     register_restore(connection, session)
+    if session.plan is None:
+        session.plan = LatePlanner(connection)
     create_short_forms(connection, name)
     return remarks
 
