@@ -7,7 +7,7 @@ from pathlib import Path
 
 import metaql
 from metaql.relations import RELATIONS
-from metaql.udfs.register import FUNCTIONS
+from metaql.udfs.register import FUNCTIONS, OPERATORS
 from metaql.udfs.session import Session
 
 PAGE = Path(__file__).parents[1] / "docs" / "sql.md"
@@ -24,10 +24,13 @@ def test_the_sql_of_the_page_runs(small_store: Path) -> None:
             db.sql(statement).fetchall()
 
 
-def test_every_function_and_relation_is_described() -> None:
+def test_every_function_short_form_and_relation_is_described() -> None:
     text = PAGE.read_text()
     names = [make(Session()).name for make in FUNCTIONS]
     for name in (name for name in names if not name.startswith("metaql_")):
         assert f"**`{name}(" in text, name
+    for operator in OPERATORS:
+        columns = ", ".join(f"`{column}`" for column in operator.columns)
+        assert f"| `{operator.name}(…)` | {columns} |" in text, operator.name
     for relation in RELATIONS:
         assert f"| `{relation}` |" in text, relation
