@@ -73,12 +73,12 @@ def mask_of(db: Connection, pattern: str) -> np.ndarray:
     """1 where a laid-out gradient belongs to the pattern."""
     if not pattern:
         return np.ones(1)
-    chosen = db._space.select(pattern)
+    chosen = db._source.space.select(pattern)
     places = {(one.layer.name, place) for one in chosen for place in one.places}
     return np.concatenate(
         [
             np.full(parameter.width, float((layer.name, place) in places))
-            for layer in db._space.layers
+            for layer in db._source.space.layers
             for place, parameter in enumerate(layer.parameters)
         ]
     )
