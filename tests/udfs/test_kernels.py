@@ -10,11 +10,14 @@ import torch
 
 from metaql.storage.blocks import Factored
 from metaql.udfs import contract, gram, kernels
+from metaql.udfs.costs import CONTRACT, FULL, GRAM, Constants
 from metaql.udfs.patterns import Term
-from metaql.udfs.slices import cut, move, padded, steps, take
+from metaql.udfs.slices import cut, move, padded, row_dots, steps, take
 
 KINDS = ("linear", "conv", "embedding", "norm")
 FORMS = ("fixed", "ragged", "full")
+# As it is chosen, and each way by force, where it exists.
+MACHINES = [Constants(), *(Constants(forced=frozenset({way})) for way in (GRAM, CONTRACT, FULL))]
 # Sums of a few hundred float64 products in another order.
 TOLERANCE = 1e-12
 
@@ -37,8 +40,10 @@ def test_scores_equal_the_loop(
     for places in places_of(len(layer.parameters)):
         term = Term(layer, layer, tuple((place, place) for place in places))
         expected = (g * plain.selected(layer, places)) @ h.T
-        np.testing.assert_allclose(kernels.matrix(term, left, right), expected, atol=TOLERANCE, rtol=TOLERANCE)
-        np.testing.assert_allclose(kernels.pairs(term, left, right), np.diag(expected), atol=TOLERANCE, rtol=TOLERANCE)
+        for machine in MACHINES:
+            matrix, pairs = kernels.matrix(term, left, right, machine), kernels.pairs(term, left, right, machine)
+            np.testing.assert_allclose(matrix, expected, atol=TOLERANCE, rtol=TOLERANCE)
+            np.testing.assert_allclose(pairs, np.diag(expected), atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv", "embedding"])
@@ -101,9 +106,10 @@ def test_no_samples(kind: str, draw: SimpleNamespace) -> None:
     term = Term(layer, layer, ((0, 0),))
     for form in FORMS:
         none, some = draw.block(rng, layer, 0, form), draw.block(rng, layer, 3, form)
-        assert kernels.pairs(term, none, none).shape == (0,)
-        assert kernels.matrix(term, none, some).shape == (0, 3)
-        assert kernels.matrix(term, some, none).shape == (3, 0)
+        for machine in MACHINES:
+            assert kernels.pairs(term, none, none, machine).shape == (0,)
+            assert kernels.matrix(term, none, some, machine).shape == (0, 3)
+            assert kernels.matrix(term, some, none, machine).shape == (3, 0)
 
 
 def test_the_wider_type_counts(draw: SimpleNamespace) -> None:
@@ -133,3 +139,24 @@ def test_steps_cover_all_rows_once() -> None:
     assert [(part.start, part.stop) for part in steps(10, 4, budget=48)] == [(0, 3), (3, 6), (6, 9), (9, 10)]
     assert list(steps(0, 4)) == []
     assert list(steps(2, 1e12)) == [slice(0, 1), slice(1, 2)]
+
+
+@pytest.mark.parametrize("budget", [8, 200])
+def test_laid_out_gradients_are_made_a_few_at_a_time(
+    budget: int, plain: SimpleNamespace, draw: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "LAID_OUT_BUDGET", budget)
+    rng = np.random.default_rng(6)
+    layer = draw.layer(rng, "conv")
+    left, right = draw.factors(rng, layer, 7, "fixed"), draw.factors(rng, layer, 7, "ragged")
+    expected = plain.gradients(layer, left) @ plain.gradients(layer, right).T
+    term = Term(layer, layer, tuple((place, place) for place in range(len(layer.parameters))))
+    for machine in MACHINES:
+        np.testing.assert_allclose(kernels.matrix(term, left, right, machine), expected, atol=TOLERANCE)
+        np.testing.assert_allclose(kernels.pairs(term, left, right, machine), np.diag(expected), atol=TOLERANCE)
+
+
+def test_rows_are_multiplied_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaql.udfs.slices.BUDGET", 1)
+    left, right = torch.arange(12.0).view(4, 3), torch.ones(4, 3)
+    assert row_dots(left, right).tolist() == [3, 12, 21, 30]
