@@ -13,8 +13,9 @@ from sqlglot import exp
 
 from metaql.logical import Scalar, Term, Vector
 from metaql.scope import Scope, Unsure, name_of
+from metaql.udfs.score import SCORE
 
-PRODUCTS = frozenset({"inner_product", "cosine_similarity"})
+PRODUCTS = frozenset({"inner_product", "cosine_similarity", SCORE})
 # A product of sums has as many terms as the product of their lengths.
 MOST_TERMS = 64
 _MIXED = "an expression mixes the gradients with something that is not linear in them"
@@ -22,7 +23,7 @@ _MIXED = "an expression mixes the gradients with something that is not linear in
 
 def is_product(node: exp.Expr) -> bool:
     """Whether it is an inner product or a cosine of two gradients."""
-    return isinstance(node, exp.Anonymous) and name_of(node) in PRODUCTS and len(node.expressions) == 2
+    return isinstance(node, exp.Anonymous) and name_of(node) in PRODUCTS and len(node.expressions) >= 2
 
 
 def holds_product(node: exp.Expr) -> bool:
@@ -45,7 +46,7 @@ class _Expansion:
         self._scope = scope
 
     def terms(self, node: exp.Expr) -> list[Term]:
-        node = _bare(node)
+        node = bare(node)
         if is_product(node):
             return self._product(node)
         if isinstance(node, exp.Neg):
@@ -73,14 +74,14 @@ class _Expansion:
 
     def _inverse(self, node: exp.Expr) -> list[Term]:
         """1/(a·b) as 1/a · 1/b, so that each factor reads as little as it can."""
-        node = _bare(node)
+        node = bare(node)
         if isinstance(node, exp.Mul):
             return _times(self._inverse(node.left), self._inverse(node.right))
         one = exp.cast(exp.Literal.number(1), "DOUBLE")
         return [Term((self._scalar(exp.Div(this=one, expression=exp.paren(node.copy()))),))]
 
     def _product(self, node: exp.Expr) -> list[Term]:
-        left, right = (self._combination(one) for one in node.expressions)
+        left, right = (self._combination(one) for one in node.expressions[:2])
         products = [Term(a.factors + b.factors, a.vectors + b.vectors) for a in left for b in right]
         if name_of(node) == "cosine_similarity":
             lengths = [self._inverse_length(one) for one in node.expressions]
@@ -95,7 +96,7 @@ class _Expansion:
 
     def _combination(self, node: exp.Expr) -> list[Term]:
         """A gradient as a linear combination."""
-        node = _bare(node)
+        node = bare(node)
         if isinstance(node, exp.Neg | exp.Add | exp.Sub | exp.Mul | exp.Div):
             combined = self.terms(node)
             if any(len(term.vectors) != 1 for term in combined):
@@ -105,10 +106,10 @@ class _Expansion:
 
     def _vector(self, node: exp.Expr) -> Vector:
         patterns: list[Scalar] = []
-        node = _bare(node)
+        node = bare(node)
         while isinstance(node, exp.Anonymous) and name_of(node) == "layers" and len(node.expressions) == 2:
             patterns.append(self._scalar(node.expressions[1]))
-            node = _bare(node.expressions[0])
+            node = bare(node.expressions[0])
         return Vector(self._scope.qualified(node), self._scope.reads(node), tuple(patterns))
 
     def _case(self, node: exp.Case) -> list[Term]:
@@ -139,7 +140,7 @@ class _Expansion:
         return Scalar(exp.Literal.number(text), frozenset())
 
 
-def _bare(node: exp.Expr) -> exp.Expr:
+def bare(node: exp.Expr) -> exp.Expr:
     """Without parentheses, and without a cast to what an inner product is anyway."""
     while isinstance(node, exp.Paren) or (
         isinstance(node, exp.Cast)

@@ -23,19 +23,31 @@ from metaql.logical import (
 )
 from metaql.parse import name_of_output
 from metaql.rules.gather_side import restricted
-from metaql.scope import Scope
+from metaql.scope import Scope, name_of
+from metaql.stats import Count
 from metaql.udfs.aggregates import MEAN
 from metaql.udfs.aggregates import SUM as TOTAL
+from metaql.udfs.score import SCORE
 
 
-def compile_block(scope: Scope, block: Block) -> None:
-    """Changes the SELECT that was bound into one that computes the block."""
+def compile_block(scope: Scope, block: Block, expected: Count) -> None:
+    """Changes the SELECT that was bound into one that computes the block.
+
+    ``expected``: how many products each gathered vector is in.
+    """
     select = scope.select
     _rename(scope, block)
     for aggregate in block.aggregates:
         if aggregate.touched or aggregate.is_vector or block.keys is None:
             keep_name(select, aggregate.place)
             aggregate.place.replace(emitted(aggregate))
+    gathered = {gather.alias for gather in block.gathers()}
+    for product_ in list(select.find_all(exp.Anonymous)):
+        vectors = product_.expressions
+        if name_of(product_) == "inner_product" and any(
+            isinstance(one, exp.Column) and one.table in gathered for one in vectors
+        ):
+            product_.replace(scored(vectors[0], vectors[1], expected))
     keyed = [one for one in block.relations if isinstance(one, Relation) or one.keys]
     select.set("from_", exp.From(this=_item(keyed[0])) if keyed else None)
     select.set("joins", [exp.Join(this=_item(one), kind="CROSS") for one in keyed[1:]])
@@ -46,6 +58,14 @@ def compile_block(scope: Scope, block: Block) -> None:
     for gather in block.gathers():
         if not gather.keys:
             _in_place(select, gather)
+
+
+def scored(left: exp.Expr, right: exp.Expr, expected: Count) -> exp.Expr:
+    """The inner product of a vector on the left with one on the right that many others are multiplied with."""
+    if expected.value is None:
+        return exp.Anonymous(this="inner_product", expressions=[left.copy(), right.copy()])
+    rows = exp.Literal.number(f"{max(expected.value, 1):.0f}")
+    return exp.Anonymous(this=SCORE, expressions=[left.copy(), right.copy(), rows])
 
 
 def emitted(aggregate: Aggregate) -> exp.Expr:

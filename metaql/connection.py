@@ -17,8 +17,9 @@ from metaql.catalogue import Catalogue, Names
 from metaql.database import GradientViews, QueryDatabase
 from metaql.errors import QueryError
 from metaql.execute import Executor, Parameters, averages_gradients
+from metaql.explain import Explainer, is_explained, measure
 from metaql.late_planner import LatePlanner
-from metaql.parse import mentions_gradients
+from metaql.parse import explain_options, mentions_gradients
 from metaql.planner import Plan, Plans
 from metaql.relations import create_relations, create_short_forms, free_name
 from metaql.short_forms import expand
@@ -26,6 +27,7 @@ from metaql.storage.store import Store
 from metaql.udfs.models import Model
 from metaql.udfs.quoting import quoted
 from metaql.udfs.register import register_restore, session_of
+from metaql.udfs.session import find
 from metaql.udfs.sources import StoreSource
 
 if TYPE_CHECKING:
@@ -45,7 +47,9 @@ class Connection:
         self._views = GradientViews(self._executor)
         self._store = store
         splits = tuple(dict.fromkeys(one.split for one in store.manifest.collections))
-        self._source = session_of(connection).source(database)
+        session = session_of(connection)
+        # Functions hold the session; it goes when they do.
+        self._session, self._source = session.id, session.source(database)
         self._names = Names(database, splits, self._source.space.select)
         self._plans = Plans()
 
@@ -56,11 +60,15 @@ class Connection:
         that are no query run at once.
         """
         executor, frame = self._open(), sys._getframe(1)
-        text = self._planned(query, frame) if mentions_gradients(query, self._views.words()) else query
+        if mentions_gradients(query, self._views.words()):
+            plan = self._plan(query, frame)
+            if is_explained(plan):
+                return self._explained(plan, params, frame)
+            return executor.run(plan.text, params, frame)
         try:
-            return executor.run(text, params, frame)
+            return executor.run(query, params, frame)
         except duckdb.Error as error:
-            if text is not query or not averages_gradients(error):
+            if not averages_gradients(error):
                 raise
             planned = self._planned(query, frame)
             if planned == query:
@@ -93,6 +101,22 @@ class Connection:
         database = QueryDatabase(self._open(), self._views, frame)
         catalogue = Catalogue(database, self._names)
         return self._plans.plan(expand(query, self._source, catalogue), catalogue)
+
+    def _explained(self, plan: Plan, params: Parameters, frame: FrameType) -> Any:
+        """The plan as a relation with a row for each line. With ANALYZE the query is run first."""
+        executor, options = self._open(), explain_options(plan.prefix)
+        catalogue = Catalogue(QueryDatabase(executor, self._views, frame), self._names)
+        session = find(self._session)
+        assert session is not None, "the session lives as long as the connection"
+        explainer = Explainer(catalogue, self._source, session)
+        measured = None
+        if "analyze" in options:
+            before = session.counters.now()
+            text = f"EXPLAIN (ANALYZE, FORMAT JSON) {plan.text[len(plan.prefix) :]}"
+            profile = executor.run(text, params, frame).fetchall()[0][1]
+            measured = measure(profile, session.counters.now() - before, explainer.count)
+        lines = explainer.lines(plan, "verbose" in options, measured)
+        return executor.run("SELECT unnest(?::VARCHAR[]) AS plan", [lines], frame)
 
     def _open(self) -> Executor:
         if self._executor is None:

@@ -51,14 +51,9 @@ def cost(block: Block, statistics: Statistics) -> Cost:
     return Cost(gathered, groups, _products(block, statistics), sum(1 for _ in block.gathers()))
 
 
-def _products(block: Block, statistics: Statistics) -> Count:
+def joined(block: Block, statistics: Statistics) -> Count:
     """Rows of the block's join: those of its parts multiplied, divided by the values that an equality must meet."""
-    scores = [one for one in block.aggregates if one.is_score or one.is_vector]
-    if not scores:
-        return Count(0, ONE.precision)
-    rows = Count(len(scores), ONE.precision)
-    if any(OUTER in one.reads for one in scores):
-        rows = rows * Count(OUTER_ROWS, Precision.ESTIMATED)
+    rows = ONE
     for relation in block.relations:
         alone = tuple(one for one in block.conjuncts if one.reads == {relation.alias})
         # An empty relation is found out as late as one of a single row.
@@ -66,6 +61,24 @@ def _products(block: Block, statistics: Statistics) -> Count:
     for conjunct in block.conjuncts:
         if len(conjunct.reads) > 1 and isinstance(conjunct.sql, exp.EQ | exp.NullSafeEQ):
             rows = rows.over(_values(block, conjunct.sql, statistics))
+    return rows
+
+
+def expected(block: Block, statistics: Statistics) -> Count:
+    """How many products each gathered vector is in."""
+    rows = joined(block, statistics)
+    for gather in block.gathers():
+        rows = rows.over(statistics.gathered(gather)) if gather.keys else rows
+    return rows
+
+
+def _products(block: Block, statistics: Statistics) -> Count:
+    scores = [one for one in block.aggregates if one.is_score or one.is_vector]
+    if not scores:
+        return Count(0, ONE.precision)
+    rows = Count(len(scores), ONE.precision) * joined(block, statistics)
+    if any(OUTER in one.reads for one in scores):
+        rows = rows * Count(OUTER_ROWS, Precision.ESTIMATED)
     return rows
 
 

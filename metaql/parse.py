@@ -83,6 +83,12 @@ def _text(item: exp.Expr) -> str:
     return to_sql(item, normalize_functions="lower")
 
 
+def explain_options(prefix: str) -> frozenset[str]:
+    """The words of an EXPLAIN, in lower case: analyze, verbose, and whatever else stands between its parentheses."""
+    found = re.findall(r"[a-z_]+", re.sub(r"--[^\n]*|/\*.*?\*/", " ", prefix, flags=re.DOTALL).lower())
+    return frozenset(found) - {"explain"}
+
+
 def number_parameters(tree: exp.Expr) -> None:
     """Turns ``?`` into ``$1``, ``$2``, …, so that a rewrite may move and repeat them."""
     for number, place in enumerate((node for node in tree.find_all(exp.Placeholder) if not node.this), start=1):

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
-from metaql.algebra import holds_product
+from metaql.algebra import bare, holds_product
 from metaql.bind import bind
 from metaql.catalogue import Catalogue, Described, visible_ctes, without_parameters
 from metaql.choose import Choice, choose
-from metaql.compile import compile_block
+from metaql.compile import compile_block, keep_name, scored
+from metaql.cost import expected, joined
 from metaql.gradients import compile_gradient_aggregates, compile_gradient_arithmetic
 from metaql.inline import inline, inline_single_rows
 from metaql.logical import Block
 from metaql.parse import number_parameters, parse, to_sql
-from metaql.scope import Unsure
+from metaql.scope import Unsure, name_of
 from metaql.stats import Statistics
 from metaql.storage.cache import Cache
 
@@ -39,6 +40,7 @@ class Plan:
 
     text: str
     prefix: str = ""
+    tree: exp.Expr | None = None
     selects: list[Planned] = field(default_factory=list)
 
 
@@ -76,7 +78,7 @@ def plan(text: str, catalogue: Catalogue, chosen: Callable[[Block, Statistics], 
         return Plan(text, statement.prefix)
     _check_patterns(tree, catalogue)
     number_parameters(tree)
-    planned = Plan(text, statement.prefix)
+    planned = Plan(text, statement.prefix, tree)
     changed = [_plan_select(select, catalogue, chosen, planned) for select in _innermost_first(tree)]
     if any(changed):
         _drop_unread_ctes(tree)
@@ -115,7 +117,29 @@ def _plan_select(
         return True
     aggregated = compile_gradient_aggregates(select, catalogue)
     combined = compile_gradient_arithmetic(select, catalogue)
-    return single or aggregated or combined
+    return _expect_rows(select, catalogue) or single or aggregated or combined
+
+
+def _expect_rows(select: exp.Select, catalogue: Catalogue) -> bool:
+    """Tells products with a vector from a sub-query how many there will be; whether there was any."""
+    found = [
+        node
+        for node in select.find_all(exp.Anonymous)
+        if name_of(node) == "inner_product" and len(node.expressions) == 2 and node.find_ancestor(exp.Query) is select
+        if sum(isinstance(bare(one), exp.Subquery) for one in node.expressions) == 1
+    ]
+    if not found:
+        return False
+    try:
+        _, block = bind(select, catalogue)
+    except Unsure:
+        return False
+    rows = joined(block, _statistics(select, catalogue))
+    for node in found:
+        left, right = sorted(node.expressions, key=lambda one: isinstance(bare(one), exp.Subquery))
+        keep_name(select, node)
+        node.replace(scored(left, right, rows))
+    return rows.value is not None
 
 
 def _plan_block(
@@ -128,13 +152,15 @@ def _plan_block(
         inline(select, catalogue)
         concerned = concerned or holds_product(select)
         scope, block = bind(select, catalogue)
-        choice = chosen(block, _statistics(select, catalogue))
+        statistics = _statistics(select, catalogue)
+        choice = chosen(block, statistics)
         algebraic = any(one.is_score or one.is_vector for one in block.aggregates)
         if concerned:
             plan.selects.append(Planned(block, choice, None))
         if algebraic and choice.best.gathered:
             _name_outputs(select, before, catalogue)
-            compile_block(scope, choice.best.block)
+            form = choice.best.block
+            compile_block(scope, form, expected(form, statistics))
             compile_gradient_arithmetic(select, catalogue)
             _unwrap(select)
             return True

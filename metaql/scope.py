@@ -68,11 +68,12 @@ class Scope:
 
     def is_alias(self, column: exp.Expr) -> bool:
         """Whether a name is one of the select list's own: in ORDER BY these come first, elsewhere columns do."""
-        if not isinstance(column, exp.Column) or len(column.parts) > 1 or column.name.lower() not in self.aliases:
+        if not isinstance(column, exp.Column) or len(column.parts) > 1:
             return False
-        return not self.owners(column) or any(
-            isinstance(one, exp.Order) and one.parent is self.select for one in ancestors(column)
-        )
+        name = column.name.lower()
+        if any(isinstance(one, exp.Order) and one.parent is self.select for one in ancestors(column)):
+            return name in {item.alias_or_name.lower() for item in self.select.expressions}
+        return name in self.aliases and not self.owners(column)
 
     def _belongs_inside(self, column: exp.Column, root: exp.Expr) -> bool:
         """Whether a name within ``root`` is one of a query nested in it."""

@@ -285,7 +285,7 @@ def test_text_without_gradients_is_not_touched(db: Connection, monkeypatch: pyte
 
 
 def test_explain_and_writing_statements(db: Connection, tmp_path: Path) -> None:
-    assert "inner_product" in str(db.sql("EXPLAIN " + P2B).fetchall())
+    assert "Score ⟨t.gradient, avg(v.gradient)⟩" in str(db.sql("EXPLAIN " + P2B).fetchall())
     assert "Total Time" in str(db.sql("EXPLAIN ANALYZE " + P2B).fetchall())
     file = tmp_path / "scores.parquet"
     db.sql(f"COPY ({P2B}) TO '{file}'")

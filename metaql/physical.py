@@ -1,0 +1,344 @@
+"""What a planned query will do, as a tree: which rows are read, what is gathered, and how each layer is scored.
+
+It is read off the compiled syntax tree, so that it shows what runs and not what was meant to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sqlglot import exp
+
+from metaql.algebra import bare
+from metaql.bind import aggregates_of, bind
+from metaql.catalogue import Catalogue, alias_of, cte_of, visible_ctes
+from metaql.cost import joined
+from metaql.logical import Block, Gather, Relation
+from metaql.parse import to_sql
+from metaql.scope import Scope, Unsure, name_of
+from metaql.stats import ONE, UNKNOWN, Count, Statistics
+from metaql.udfs.aggregates import MEAN
+from metaql.udfs.aggregates import SUM as TOTAL
+from metaql.udfs.score import SCORE
+
+_PRODUCTS = frozenset({"inner_product", "cosine_similarity", SCORE})
+_NAMES = {MEAN: "avg", TOTAL: "sum"}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a product: so many different gradients, each the sum of ``gathered`` samples (1 for a sample)."""
+
+    text: str
+    rows: Count
+    gathered: Count
+    patterns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Products of gradients that a node computes: for ``rows`` pairs of its operands."""
+
+    function: str
+    left: Operand
+    right: Operand | None
+    rows: Count
+
+
+@dataclass(frozen=True)
+class Node:
+    """A step of the plan, with how many rows it yields; ``query`` counts them, for EXPLAIN ANALYZE."""
+
+    text: str
+    rows: Count = UNKNOWN
+    score: Score | None = None
+    children: tuple[Node, ...] = ()
+    query: str | None = None
+
+
+def physical(tree: exp.Expr, catalogue: Catalogue) -> Node:
+    """The plan of a compiled statement."""
+    return _Reader(catalogue).statement(tree)
+
+
+@dataclass
+class _Reader:
+    catalogue: Catalogue
+    _seen: dict[str, Count] = field(default_factory=dict)
+
+    def statement(self, tree: exp.Expr) -> Node:
+        if isinstance(tree, exp.Query):
+            return self.query(tree)
+        query = tree.find(exp.Query)
+        written = tree.copy()
+        inner = written.find(exp.Query)
+        if query is None or inner is None:
+            return Node(_short(to_sql(tree)))
+        inner.replace(exp.to_identifier("…"))
+        return Node(_short(to_sql(written)), children=(self.query(query),))
+
+    def query(self, query: exp.Expr) -> Node:
+        if isinstance(query, exp.Subquery):
+            return self.query(query.this)
+        if isinstance(query, exp.Select):
+            return self.select(query)
+        if isinstance(query, exp.SetOperation):
+            kind = type(query).__name__ + ("" if query.args.get("distinct") else " all")
+            return Node(kind.capitalize(), children=(self.query(query.this), self.query(query.expression)))
+        return Node(_short(to_sql(query)))
+
+    def select(self, select: exp.Select) -> Node:
+        """From the last step to the first."""
+        block, statistics = self._block(select), self._statistics(select)
+        rows = joined(block, statistics) if block else UNKNOWN
+        node = self._source(select, block, statistics, rows)
+        aggregates = [to_sql(one) for one in aggregates_of(select, self.catalogue)]
+        for call in self._calls(select):
+            score = self._score(call, select, block, statistics, rows)
+            gathered = tuple(self._vectors(call))
+            node = Node(f"Score {_product_text(score)}", rows, score, (node, *gathered))
+        own = tuple(one for one in self._own_vectors(select))
+        return self._top(select, Node(node.text, node.rows, node.score, (*node.children, *own), node.query), aggregates)
+
+    def _top(self, select: exp.Select, node: Node, aggregates: list[str]) -> Node:
+        group = select.args.get("group")
+        if group is not None or aggregates:
+            keys = "all keys" if group is not None and group.args.get("all") else ""
+            keys = keys or ", ".join(to_sql(key) for key in (group.expressions if group else ()))
+            node = Node(
+                f"Group by {keys}" if group is not None else "Aggregate", UNKNOWN if group else ONE, children=(node,)
+            )
+        for key, name in (("having", "Having"), ("qualify", "Qualify")):
+            if select.args.get(key):
+                node = Node(_short(f"{name} {_readable(select.args[key].this)}"), children=(node,))
+        if select.args.get("distinct"):
+            node = Node("Distinct", children=(node,))
+        order, limit = select.args.get("order"), select.args.get("limit")
+        if order or limit:
+            by = ", ".join(_readable(one) for one in order.expressions) if order else ""
+            count = f"{_readable(limit.expression)} rows" if limit and limit.expression else ""
+            text = " ".join(
+                part
+                for part in (
+                    "Top" if order and limit else "Order" if order else "Limit",
+                    count,
+                    f"by {by}" if by else "",
+                )
+                if part
+            )
+            node = Node(_short(text), children=(node,))
+        return node
+
+    def _source(self, select: exp.Select, block: Block | None, statistics: Statistics, rows: Count) -> Node:
+        items = [part.this for part in (select.args.get("from_"), *(select.args.get("joins") or ())) if part]
+        children = []
+        for number, item in enumerate(items):
+            relation = block.relations[number] if block else None
+            children.append(self._item(item, select, relation, block, statistics, number))
+        where = select.args.get("where")
+        if len(children) == 1:
+            return children[0]
+        if not children:
+            return Node("One row", ONE)
+        ties = [one for one in block.conjuncts if len(one.reads) > 1] if block else []
+        condition = (
+            " AND ".join(_readable(one.sql) for one in ties) if block else _readable(where.this) if where else ""
+        )
+        text = f"Join on {condition}" if condition else "Cross product"
+        return Node(_short(text), rows, children=tuple(children), query=self._counting(select))
+
+    def _item(
+        self,
+        item: exp.Expr,
+        select: exp.Select,
+        relation: Relation | Gather | None,
+        block: Block | None,
+        statistics: Statistics,
+        number: int,
+    ) -> Node:
+        alias = alias_of(item, number)
+        alone = [one for one in block.conjuncts if one.reads == {alias}] if block else []
+        rows = statistics.rows((relation,), tuple(alone)) if relation is not None else UNKNOWN
+        where = " AND ".join(_readable(one.sql) for one in alone)
+        inner: exp.Expr | None = item if isinstance(item, exp.Subquery) else None
+        if isinstance(item, exp.Table):
+            cte = cte_of(item, select)
+            inner = cte if cte is not None and is_of_gradients(cte.this) else None
+        name = item.sql("duckdb") if isinstance(item, exp.Table) else alias
+        text = _short(f"Scan {name}" + (f" where {where}" if where else ""))
+        if inner is None:
+            condition = " AND ".join(f"({to_sql(one.sql)})" for one in alone)
+            query = f"{visible_ctes(select)}SELECT count(*) FROM {to_sql(item)}" + (
+                f" WHERE {condition}" if where else ""
+            )
+            return Node(text, rows, query=query)
+        vectors = tuple(self._own_vectors(inner.this)) if isinstance(inner.this, exp.Select) else ()
+        if vectors:
+            return Node(f"{text[5:]}: by group", rows, children=vectors)
+        return Node(text, rows, children=(self.query(inner.this),))
+
+    def _vectors(self, call: exp.Anonymous) -> Iterator[Node]:
+        """What an operand that is a sub-query gathers."""
+        for argument in call.expressions[:2]:
+            query = bare(argument)
+            if isinstance(query, exp.Subquery) and isinstance(query.this, exp.Select):
+                vectors = list(self._own_vectors(query.this))
+                yield from vectors or [self.query(query)]
+
+    def _own_vectors(self, select: exp.Select) -> Iterator[Node]:
+        """Averages and sums of gradients that a SELECT computes."""
+        if select is None or not isinstance(select, exp.Select):
+            return
+        for node in select.find_all(exp.Anonymous):
+            if (
+                name_of(node) in _NAMES
+                and node.find_ancestor(exp.Query) is select
+                and not isinstance(node.parent, exp.PropertyEQ)
+            ):
+                yield self._gather(node, select)
+
+    def _gather(self, call: exp.Anonymous, select: exp.Select) -> Node:
+        block, statistics = self._block(select), self._statistics(select)
+        rows = joined(block, statistics) if block else UNKNOWN
+        group = select.args.get("group")
+        by = f" by {', '.join(to_sql(key) for key in group.expressions)}" if group else ""
+        source = self._source(select, block, statistics, rows)
+        return Node(_short(f"Gather {_vector_text(call)}{by}"), ONE if not group else UNKNOWN, children=(source,))
+
+    def _calls(self, select: exp.Select) -> list[exp.Anonymous]:
+        """The SELECT's own products and norms, equal ones once."""
+        found: dict[str, exp.Anonymous] = {}
+        for node in select.find_all(exp.Anonymous):
+            if name_of(node) in _PRODUCTS | {"norm"} and node.find_ancestor(exp.Query) is select:
+                found.setdefault(to_sql(node), node)
+        return list(found.values())
+
+    def _score(
+        self, call: exp.Anonymous, select: exp.Select, block: Block | None, statistics: Statistics, rows: Count
+    ) -> Score:
+        operands = [self._operand(one, select, block, statistics) for one in call.expressions[:2]]
+        function = "inner_product" if name_of(call) == SCORE else name_of(call)
+        return Score(function, operands[0], operands[1] if len(operands) > 1 else None, rows)
+
+    def _operand(self, argument: exp.Expr, select: exp.Select, block: Block | None, statistics: Statistics) -> Operand:
+        patterns: list[str] = []
+        node = bare(argument)
+        while isinstance(node, exp.Anonymous) and name_of(node) == "layers":
+            pattern = node.expressions[1]
+            patterns += [pattern.name] if isinstance(pattern, exp.Literal) else []
+            node = bare(node.expressions[0])
+        text = _vector_text(argument)
+        if isinstance(node, exp.Subquery):
+            return Operand(text, ONE, self._gathered(node), tuple(patterns))
+        aliases = self._aliases(node, select)
+        relations = [one for one in (block.relations if block else ()) if one.alias in aliases]
+        rows = UNKNOWN if block is None else ONE
+        for relation in relations:
+            alone = tuple(one for one in block.conjuncts if one.reads == {relation.alias}) if block else ()
+            rows = rows * statistics.rows((relation,), alone)
+        grouped = any(
+            isinstance(one, Relation) and isinstance(one.item, exp.Subquery) and _gathers(one.item) for one in relations
+        )
+        return Operand(text, rows, UNKNOWN if grouped or name_of(node) in _NAMES else ONE, tuple(patterns))
+
+    def _block(self, select: exp.Expr) -> Block | None:
+        if not isinstance(select, exp.Select):
+            return None
+        plain = exp.Select(expressions=[exp.Literal.number(1)])
+        for key in ("with_", "from_", "joins", "where"):
+            value = select.args.get(key)
+            plain.set(
+                key, [one.copy() for one in value] if isinstance(value, list) else value.copy() if value else None
+            )
+        plain.parent = select.parent
+        try:
+            return bind(plain, self.catalogue)[1]
+        except Unsure:
+            return None
+
+    def _gathered(self, query: exp.Subquery) -> Count:
+        """How many samples a sub-query adds up; 1 where it yields a sample's own gradient."""
+        select = query.this
+        block = self._block(select)
+        return joined(block, self._statistics(select)) if block else UNKNOWN
+
+    def _aliases(self, node: exp.Expr, select: exp.Select) -> frozenset[str]:
+        try:
+            return Scope(select, self.catalogue).reads(node)
+        except Unsure:
+            return frozenset()
+
+    def _statistics(self, select: exp.Select) -> Statistics:
+        def exact(item: exp.Expr) -> bool:
+            return self.catalogue.stored(item, select) is not None
+
+        return Statistics(self.catalogue.database.answer, exact, visible_ctes(select))
+
+    def _counting(self, select: exp.Select) -> str:
+        plain = exp.Select(expressions=[exp.Count(this=exp.Star(), big_int=True)])
+        for key in ("from_", "joins", "where"):
+            value = select.args.get(key)
+            plain.set(
+                key, [one.copy() for one in value] if isinstance(value, list) else value.copy() if value else None
+            )
+        return visible_ctes(select) + to_sql(plain)
+
+
+def _gathers(item: exp.Expr) -> bool:
+    return any(name_of(node) in _NAMES for node in item.find_all(exp.Anonymous))
+
+
+def is_of_gradients(query: exp.Expr) -> bool:
+    """Whether gradients are multiplied, measured or added up in it."""
+    return any(name_of(node) in _PRODUCTS | {"norm"} | set(_NAMES) for node in query.find_all(exp.Anonymous))
+
+
+def _product_text(score: Score) -> str:
+    if score.right is None:
+        return f"‖{score.left.text}‖"
+    sign = "cos" if score.function == "cosine_similarity" else ""
+    return f"{sign}⟨{score.left.text}, {score.right.text}⟩"
+
+
+def _vector_text(node: exp.Expr) -> str:
+    """A vector as its user would write it."""
+    return _short(_readable(node), 60)
+
+
+def _readable(node: exp.Expr) -> str:
+    """Our functions by the names that users know."""
+
+    def plain(one: exp.Expr) -> exp.Expr:
+        if isinstance(one, exp.Anonymous) and name_of(one) == SCORE:
+            return exp.Anonymous(this="inner_product", expressions=one.expressions[:2])
+        if isinstance(one, exp.Anonymous) and name_of(one) in _NAMES:
+            return exp.Anonymous(this=_NAMES[name_of(one)], expressions=[_weighted(one)])
+        if isinstance(one, exp.Subquery) and isinstance(one.this, exp.Select) and _gathers(one):
+            inner: exp.Expr = one.this.expressions[0].unalias()
+            return inner
+        return one
+
+    text = node.copy()
+    for _ in range(4):
+        # A sum of sums in a sub-query: each round looks one level deeper.
+        text = text.transform(plain)
+    return to_sql(text, comments=False)
+
+
+def _weighted(call: exp.Anonymous) -> exp.Expr:
+    """{gradient: g, weight: w} in a list as w·g."""
+    fields = {one.name: one.expression for one in call.find_all(exp.PropertyEQ)}
+    if set(fields) != {"gradient", "weight"}:
+        listed: exp.Expr = call.expressions[0].copy()
+        return listed
+    weight = fields["weight"].this if isinstance(fields["weight"], exp.Cast) else fields["weight"]
+    if isinstance(weight, exp.Literal) and weight.name == "1":
+        gradient: exp.Expr = fields["gradient"].copy()
+        return gradient
+    return exp.Mul(this=exp.paren(weight.copy()), expression=fields["gradient"].copy())
+
+
+def _short(text: str, most: int = 90) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
