@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import duckdb
 
 from metaql.catalogue import Catalogue, Names
 from metaql.execute import scalar_functions
-from metaql.planner import plan
+from metaql.planner import Plans
 from metaql.udfs.quoting import literal
 from metaql.udfs.sources import StoreSource
 
@@ -27,6 +28,7 @@ class LatePlanner:
         # The connection's functions hold this; if this held the connection, it would never be closed.
         self._connection = weakref.ref(connection)
         self._state = threading.local()
+        self._plans: defaultdict[tuple[str, str], Plans] = defaultdict(Plans)
 
     def __call__(self, text: str, source: StoreSource, search_path: str) -> str:
         """The text planned under that search path; the same text where that is not possible."""
@@ -49,10 +51,15 @@ class LatePlanner:
         splits = tuple(dict.fromkeys(one.split for one in source.store.manifest.collections))
         # Patterns in a caller's SELECT may be another store's; the functions check them.
         names = Names(source.name, splits, lambda pattern: None)
-        catalogue = Catalogue(CursorDatabase(cursor, lambda: self._scalar_functions), names)
-        planned = plan(text, catalogue).text
-        # An error is easier to understand in the plain text.
-        return text if catalogue.ask(planned) is None else planned
+        database = CursorDatabase(cursor, lambda: self._scalar_functions)
+        # A query is bound more than once before it has run; a text means the same under the same search path only.
+        planned = self._plans[source.name, search_path].plan(text, Catalogue(database, names)).text
+        try:
+            database.describe(planned)
+        except duckdb.Error:
+            # An error is easier to understand in the plain text.
+            return text
+        return planned
 
     @cached_property
     def _scalar_functions(self) -> frozenset[str]:
