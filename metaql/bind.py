@@ -13,31 +13,15 @@ from sqlglot import exp
 from metaql.algebra import expand, holds_product
 from metaql.catalogue import Catalogue, alias_of
 from metaql.logical import AVG, COUNT, STEADY, SUM, Aggregate, Block, Relation, Scalar
-from metaql.scope import VOLATILE, Scope, Unsure, name_of
+from metaql.scope import Scope, Unsure, check_shape, name_of
 
 # What stays the same when each row of a group comes k times.
 _STEADY = (exp.Min, exp.Max, exp.AnyValue, exp.LogicalAnd, exp.LogicalOr)
-_KNOWN = frozenset(
-    [
-        "expressions",
-        "from_",
-        "joins",
-        "where",
-        "group",
-        "having",
-        "order",
-        "limit",
-        "offset",
-        "with_",
-        "distinct",
-        "qualify",
-    ]
-)
 
 
 def bind(select: exp.Select, catalogue: Catalogue) -> tuple[Scope, Block]:
     """The SELECT's names, and the SELECT as a logical block; Unsure, with the reason, when it is no such thing."""
-    _check_shape(select)
+    check_shape(select)
     scope = Scope(select, catalogue)
     return scope, _Binder(scope, catalogue).block()
 
@@ -57,6 +41,15 @@ def aggregates_of(select: exp.Select, catalogue: Catalogue) -> list[exp.Expr]:
         else:
             pending.extend(node.iter_expressions())
     return found
+
+
+def conjuncts_of(select: exp.Select) -> Iterator[exp.Expr]:
+    """The conditions on the SELECT's rows, those of its joins included; TRUE is none."""
+    where = select.args.get("where")
+    roots = [join.args.get("on") for join in select.args.get("joins") or ()]
+    for root in (*roots, where.this if where else None):
+        if root is not None:
+            yield from (one for one in _flat(root) if not (isinstance(one, exp.Boolean) and one.this))
 
 
 def sum_or_average(node: exp.Expr) -> tuple[str, exp.Expr] | None:
@@ -82,19 +75,12 @@ class _Binder:
         )
         return Block(
             relations,
-            tuple(self._conjunct(node) for node in self._conjuncts()),
+            tuple(self._conjunct(node) for node in conjuncts_of(self._select)),
             keys if places or self._select.args.get("group") else None,
             tuple(self._aggregate(place) for place in places),
             tuple(self._outputs(places, keys)),
             self._select.args.get("having") is not None,
         )
-
-    def _conjuncts(self) -> Iterator[exp.Expr]:
-        where = self._select.args.get("where")
-        roots = [join.args.get("on") for join in self._select.args.get("joins") or ()]
-        for root in (*roots, where.this if where else None):
-            if root is not None:
-                yield from (one for one in _flat(root) if not (isinstance(one, exp.Boolean) and one.this))
 
     def _conjunct(self, node: exp.Expr) -> Scalar:
         """Aliases of the select list are visible in WHERE, but not where a condition might be moved to."""
@@ -169,24 +155,6 @@ class _Binder:
 
     def _scalar(self, node: exp.Expr) -> Scalar:
         return Scalar(self._scope.qualified(node), self._scope.reads(node))
-
-
-def _check_shape(select: exp.Select) -> None:
-    """Only what is a group over a join: DISTINCT ON, samples and grouping sets multiply rows in other ways."""
-    strange = [key for key, value in select.args.items() if value and key not in _KNOWN]
-    if strange:
-        raise Unsure(f"the SELECT has {strange[0].strip('_').upper()}")
-    group = select.args.get("group")
-    if group and any(value and key not in ("expressions", "all") for key, value in group.args.items()):
-        raise Unsure("GROUP BY has grouping sets")
-    if group and group.find(exp.Rollup, exp.Cube, exp.GroupingSets):
-        raise Unsure("GROUP BY has grouping sets")
-    if any(item.is_star or item.find(exp.Columns) for item in select.expressions):
-        raise Unsure("the select list has a *")
-    if any(name_of(node) in VOLATILE for node in select.find_all(exp.Func)):
-        raise Unsure("a random function gives other values for other rows")
-    if select.find(exp.TableSample):
-        raise Unsure("a relation is sampled")
 
 
 def _is_aggregate(node: exp.Expr, catalogue: Catalogue) -> bool:

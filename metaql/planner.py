@@ -16,6 +16,7 @@ from metaql.cost import expected, joined
 from metaql.gradients import compile_gradient_aggregates, compile_gradient_arithmetic
 from metaql.inline import inline, inline_single_rows
 from metaql.logical import Block
+from metaql.pairs import compile_pairs
 from metaql.parse import number_parameters, parse, to_sql
 from metaql.scope import Unsure, name_of
 from metaql.stats import Statistics
@@ -114,6 +115,8 @@ def _plan_select(
     """Whether the SELECT was changed."""
     single = holds_product(select) and inline_single_rows(select, catalogue)
     if _plan_block(select, catalogue, chosen, plan):
+        return True
+    if holds_product(select) and compile_pairs(select, catalogue, _statistics(select, catalogue)):
         return True
     aggregated = compile_gradient_aggregates(select, catalogue)
     combined = compile_gradient_arithmetic(select, catalogue)

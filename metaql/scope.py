@@ -15,6 +15,22 @@ from metaql.udfs.references import GRADIENT
 
 # Evaluated once for each row or at a moment of their own, so that fewer rows would give other values.
 VOLATILE = frozenset({"random", "rand", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"})
+_KNOWN = frozenset(
+    [
+        "expressions",
+        "from_",
+        "joins",
+        "where",
+        "group",
+        "having",
+        "order",
+        "limit",
+        "offset",
+        "with_",
+        "distinct",
+        "qualify",
+    ]
+)
 VECTOR_FUNCTIONS = frozenset({"layers", "gradient", "precondition", MEAN, TOTAL})
 
 
@@ -130,6 +146,24 @@ class Scope:
             return one
 
         return node.copy().transform(qualify, copy=False)
+
+
+def check_shape(select: exp.Select) -> None:
+    """Unsure unless it is a group over a join: DISTINCT ON, samples and grouping sets multiply rows in other ways."""
+    strange = [key for key, value in select.args.items() if value and key not in _KNOWN]
+    if strange:
+        raise Unsure(f"the SELECT has {strange[0].strip('_').upper()}")
+    group = select.args.get("group")
+    if group and any(value and key not in ("expressions", "all") for key, value in group.args.items()):
+        raise Unsure("GROUP BY has grouping sets")
+    if group and group.find(exp.Rollup, exp.Cube, exp.GroupingSets):
+        raise Unsure("GROUP BY has grouping sets")
+    if any(item.is_star or item.find(exp.Columns) for item in select.expressions):
+        raise Unsure("the select list has a *")
+    if any(name_of(node) in VOLATILE for node in select.find_all(exp.Func)):
+        raise Unsure("a random function gives other values for other rows")
+    if select.find(exp.TableSample):
+        raise Unsure("a relation is sampled")
 
 
 def items_of(select: exp.Select) -> list[exp.Expr]:
