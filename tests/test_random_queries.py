@@ -29,7 +29,7 @@ from tests.queries.stores import POOL, PlainStore, record
 
 COUNT = int(os.environ.get("METAQL_QUERIES", "200"))
 FIRST = int(os.environ.get("METAQL_SEED", "0"))
-# The last resorts of a text: where its rows go, and are read from.
+# Where a query's rows go before they are compared.
 RESULTS = ("as it is",) * 8 + ("table", "insert", "file", "twice")
 
 # Known to the queries by its name here.
