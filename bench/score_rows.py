@@ -2,10 +2,10 @@
 
 The ten best of 50,000 stored rows by their inner product with the query side's average gradient: in SQL, and as a
 skilled user would write it in torch, on the same files mapped into memory, record batch by record batch, in whichever
-of three formulations is the fastest for the shape. Every round leaves out another sample of the query side, so that
-both average anew and no score is known from before; what the same query costs when it is asked again is printed
-besides. Both run on one thread, in turns, and what counts is the median of the ratios of their CPU times. Exits with 1
-when results differ or a ratio exceeds the limit.
+of three formulations is the fastest for the shape. Every round leaves out another sample of the query side, by a
+parameter, so that both average anew and no score is known from before; what the same query costs when it is asked
+again is printed besides. Both run on one thread, in turns, and what counts is the median of the ratios of their CPU
+times. Exits with 1 when results differ or a ratio exceeds the limit.
 
     python bench/score_rows.py                   # all shapes
     python bench/score_rows.py --shape 512x10 --rounds 51
@@ -40,7 +40,7 @@ from metaql.storage.store import Store
 from metaql.storage.writer import Writer
 
 QUERY = """
-SELECT t.sample_id, inner_product(t.gradient, (SELECT avg(v.gradient) FROM validation v WHERE v.sample_id <> {}))
+SELECT t.sample_id, inner_product(t.gradient, (SELECT avg(v.gradient) FROM validation v WHERE v.sample_id <> ?))
   AS score
 FROM train t ORDER BY score DESC LIMIT 10
 """
@@ -157,7 +157,7 @@ def measure(name: str, rounds: int) -> bool:
             db.sql("SET threads = 1")
 
             def in_sql(without: int) -> list[int]:
-                return [sample for sample, _ in db.sql(QUERY.format(without)).fetchall()]
+                return [sample for sample, _ in db.sql(QUERY, [without]).fetchall()]
 
             left_out = itertools.count()
             ways = (by_prefix, by_suffix, by_einsum)

@@ -23,11 +23,11 @@ from metaql.udfs.kept_scores import Key
 from metaql.udfs.kernels import matrix
 from metaql.udfs.patterns import Term
 from metaql.udfs.references import Floats
-from metaql.udfs.rows import Rows, floats
+from metaql.udfs.rows import Rows
 from metaql.udfs.session import Session
 
 # A block of rows is so large that Python does not count, and so small that a LIMIT wastes little.
-BLOCK_SECONDS = 4e-3
+BLOCK_SECONDS = 1e-2
 LARGEST_BLOCK = 8 * CALL_ROWS
 
 
@@ -101,8 +101,8 @@ class _Column:
         for term in self.terms:
             other = self._other(term, left)
             for part in left.blocks(term.left):
-                block = left.read(term.left, part)
-                result[part] += floats(matrix(term, block, other, self.session.costs)[:, 0])
+                found = matrix(term, left.read(term.left, part), other, self.session.costs)
+                result[part] += found[:, 0].cpu().numpy()
         self.session.counters.add(calls=1, scored=len(left), seconds=time.perf_counter() - start)
         return result
 
