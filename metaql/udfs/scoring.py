@@ -1,7 +1,7 @@
 """Inner products of references: finds the rows, and picks how many to multiply with how many.
 
-A chunk of pairs is scored as a matrix wherever few distinct references stand on one side (a cross join hands
-over one query sample with thousands of training samples), and pair by pair otherwise.
+A chunk in which one side has a single gradient is a column of scores; any other is scored side by side, as a matrix
+wherever few distinct references stand on one side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from metaql.udfs.patterns import Term
 from metaql.udfs.references import Floats, Ints, References, constant
 from metaql.udfs.rows import Rows, floats
 from metaql.udfs.session import Session
-from metaql.udfs.tiles import every_pair, side_by_side
+from metaql.udfs.sources import Source
+from metaql.udfs.tiles import side_by_side
 
 
 def inner_products(session: Session, left: References, right: References, expected: float | None = None) -> Floats:
@@ -56,8 +57,10 @@ def _products(
     for source, places in session.resolve(left[0], left[2]):
         for other, inner in session.resolve(right[0], right[2][places]):
             both = _within(places, inner)
-            terms = source.space.shared(left[1], other.space, right[1])
-            result[both] = _score(session, terms, Rows(source, left[2][both]), Rows(other, right[2][both]), expected)
+            mine, theirs = (source, left[1], left[2][both]), (other, right[1], right[2][both])
+            # The product is symmetric: one gradient on the left is one gradient on the right.
+            turned = constant(mine[2]) and not constant(theirs[2])
+            result[both] = _score(session, *((theirs, mine) if turned else (mine, theirs)), expected)
     return result
 
 
@@ -68,16 +71,17 @@ def _within(places: Any, inner: Any) -> Any:
     return inner if isinstance(places, slice) else places[inner]
 
 
-def _score(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows, expected: float | None) -> Floats:
-    """Pair by pair, through a matrix where that is cheaper."""
-    if len(left) == 0:
+def _score(
+    session: Session, left: tuple[Source, str, Ints], right: tuple[Source, str, Ints], expected: float | None
+) -> Floats:
+    """Rows against one gradient, or side by side."""
+    if len(left[2]) == 0:
         return np.zeros(0)
-    if constant(right.numbers):
-        return column.scores(session, terms, left, Rows(right.source, right.numbers[:1]), expected)
-    if constant(left.numbers):
-        row: Floats = every_pair(session, terms, Rows(left.source, left.numbers[:1]), right)[0]
-        return row
-    return side_by_side(session, terms, left, right)
+    (source, pattern, numbers), (other, other_pattern, others) = left, right
+    terms = source.space.shared(pattern, other.space, other_pattern)
+    if constant(others):
+        return column.scores(session, terms, Rows(source, numbers), Rows(other, others[:1]), expected)
+    return side_by_side(session, terms, Rows(source, numbers), Rows(other, others))
 
 
 def _self_products(rows: Rows, terms: tuple[Term, ...]) -> Floats:
