@@ -12,8 +12,11 @@ from typing import Any
 
 import duckdb
 
+from metaql import progress
 from metaql.parse import is_query
 from metaql.udfs.references import GRADIENT
+from metaql.udfs.register import session_of
+from metaql.watched import as_watched, watch, watched
 
 Parameters = list[Any] | tuple[Any, ...] | dict[str, Any] | None
 
@@ -63,18 +66,20 @@ class Executor:
         self.has_own_path = False
         self.view_changes = 0
         self._set_path = duckdb.extract_statements(f"SET search_path = '{search_path}'")[0]
-        connection.execute(self._set_path)
+        self._work = session_of(connection).work
+        self._prepare(connection)
         _open.add(connection)
 
     def run(self, text: str, parameters: Parameters, frame: FrameType) -> Any:
         """DuckDB's relation for a query; statements run at once."""
         if is_query(text) and not self._has_own_state:
-            return _call(self._cursor(), text, parameters, frame)
+            return as_watched(_call(self._cursor(), text, parameters, frame))
         if not is_query(text):
             self.view_changes += _VIEWS.search(text) is not None
             self._has_own_state |= _OWN_STATE.search(text) is not None
             self.has_own_path |= _OWN_PATH.search(text) is not None
-        return _call(self._connection, text, parameters, frame)
+            return watched(self._connection, lambda: _call(self._connection, text, parameters, frame))
+        return as_watched(_call(self._connection, text, parameters, frame))
 
     def caller(self, frame: FrameType) -> Callable[[str], Any]:
         """DuckDB's relations for queries in the user's frame, all on one cursor."""
@@ -117,10 +122,16 @@ class Executor:
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         cursor = self._connection.cursor()
         _parents[cursor] = self._connection
-        cursor.execute(self._set_path)
+        self._prepare(cursor)
         for name, table in self._registered.items():
             cursor.register(name, table)
         return cursor
+
+    def _prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute(self._set_path)
+        if progress.is_shown():
+            connection.execute(progress.MEASURE)
+        watch(connection, self._work)
 
 
 def scalar_functions(cursor: duckdb.DuckDBPyConnection) -> frozenset[str]:

@@ -101,6 +101,7 @@ class _Column:
         for term in self.terms:
             other = self._other(term, left)
             for part in left.blocks(term.left):
+                self.session.work.go_on()
                 found = matrix(term, left.read(term.left, part), other, self.session.costs)
                 result[part] += found[:, 0].cpu().numpy()
         self.session.counters.add(calls=1, scored=len(left), seconds=time.perf_counter() - start)

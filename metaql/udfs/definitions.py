@@ -19,6 +19,7 @@ from metaql.udfs.costs import factor_widths
 from metaql.udfs.patterns import Space, Term
 from metaql.udfs.references import Floats, Ints, References
 from metaql.udfs.slices import columns, steps
+from metaql.udfs.work import Gathering
 
 if TYPE_CHECKING:
     from metaql.udfs.session import Session
@@ -75,8 +76,11 @@ class Combination:
 
     def _compute(self, session: Session, layer: Layer, as_factors: bool) -> Block:
         pieces = self._pieces(session, layer)
-        joined = _join_factors(pieces) if as_factors else None
-        return joined or Full(_lay_out(pieces, layer).unsqueeze(0))
+        sizes = [sum(piece.size for piece in self._pieces(session, each)) for each in self.space.layers]
+        # Layers are asked for in their order, as a rule.
+        with session.work.gathering(sum(sizes), sum(sizes[: self.space.layers.index(layer)])) as gathering:
+            joined = _join_factors(pieces, gathering) if as_factors else None
+            return joined or Full(_lay_out(pieces, layer, gathering).unsqueeze(0))
 
     def _pieces(self, session: Session, layer: Layer) -> list[_Piece]:
         return [piece for part in self.parts for piece in _pieces(session, part, layer, self.space)]
@@ -127,13 +131,19 @@ class _Piece:
             return self.source.positions(self.term.left, self.rows)
         return None
 
-    def blocks(self) -> Iterator[tuple[Block, Tensor]]:
+    @property
+    def size(self) -> int:
+        """Bytes of all rows."""
+        return len(self.rows) * self.source.row_bytes(self.term.left)
+
+    def blocks(self, gathering: Gathering) -> Iterator[tuple[Block, Tensor]]:
         """The rows with their weights, some at a time."""
         size = self.source.row_bytes(self.term.left)
         for part in steps(len(self.rows), size / 4, BLOCK_BYTES):
             block = self.source.read(self.term.left, self.rows[part])
             like = block.prefix if isinstance(block, Factored) else block.gradient
             yield block, torch.from_numpy(self.weights[part]).to(like.device, like.dtype)
+            gathering.add(size * block.samples)
 
 
 def combine(session: Session, references: References, weights: Floats) -> Combination:
@@ -159,11 +169,11 @@ def _pieces(session: Session, part: Part, layer: Layer, space: Space) -> Iterato
                 yield _Piece(source, term, part.rows[places], part.weights[places])
 
 
-def _join_factors(pieces: list[_Piece]) -> Factored | None:
+def _join_factors(pieces: list[_Piece], gathering: Gathering) -> Factored | None:
     """All positions as those of one sample, the weights multiplied into the prefixes; None if some are laid out."""
     suffixes, prefixes = [], []
     for piece in pieces:
-        for block, weights in piece.blocks():
+        for block, weights in piece.blocks(gathering):
             if isinstance(block, Full):
                 return None
             each = len(block.prefix) // max(block.samples, 1)
@@ -173,10 +183,10 @@ def _join_factors(pieces: list[_Piece]) -> Factored | None:
     return Factored(torch.cat(suffixes), torch.cat(prefixes), 1)
 
 
-def _lay_out(pieces: list[_Piece], layer: Layer) -> Tensor:
+def _lay_out(pieces: list[_Piece], layer: Layer, gathering: Gathering) -> Tensor:
     total: Tensor | None = None
     for piece in pieces:
-        for block, weights in piece.blocks():
+        for block, weights in piece.blocks(gathering):
             value = _sum(piece.term.left, block, weights)
             if not (piece.whole and piece.term.left.parameters == layer.parameters):
                 value = _place(piece.term, value)

@@ -45,7 +45,7 @@ def squared_norms(session: Session, references: References) -> Floats:
         values = np.zeros(len(distinct))
         for source, found in session.resolve(store, distinct):
             rows = Rows(source, distinct[found])
-            values[found] = _self_products(rows, source.space.shared(pattern, source.space, pattern))
+            values[found] = _self_products(session, rows, source.space.shared(pattern, source.space, pattern))
         result[places] = values[inverse.ravel()]
     return result
 
@@ -84,10 +84,11 @@ def _score(
     return side_by_side(session, terms, Rows(source, numbers), Rows(other, others))
 
 
-def _self_products(rows: Rows, terms: tuple[Term, ...]) -> Floats:
+def _self_products(session: Session, rows: Rows, terms: tuple[Term, ...]) -> Floats:
     result = np.zeros(len(rows))
     for term in terms:
         for part in rows.blocks(term.left):
+            session.work.go_on()
             block = rows.read(term.left, part)
             result[part] += floats(pairs(term, block, block))
     return result

@@ -23,6 +23,7 @@ from metaql.udfs.models import Model
 from metaql.udfs.references import Ints
 from metaql.udfs.sources import Source, StoreSource
 from metaql.udfs.vectors import Vectors
+from metaql.udfs.work import Work
 
 _sessions: WeakValueDictionary[int, Session] = WeakValueDictionary()
 
@@ -38,6 +39,7 @@ class Session:
         # Asked when the first choice has to be made; whoever opens the session may know the machine better.
         self.measure: Callable[[], Constants] = lambda: SHIPPED
         self.members = MemberLists()
+        self.work = Work()
         self._stores: dict[int, list[StoreSource]] = {}
         self._named: dict[str, StoreSource] = {}
         self._models: dict[str, Model] = {}

@@ -34,6 +34,7 @@ def every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Row
         for down in left.blocks(term.left):
             block = left.read(term.left, down)
             for across in _columns(session, term, block, right):
+                session.work.go_on()
                 piece = matrix(term, block, right.read(term.right, across), session.costs).cpu()
                 # Converted and added where they belong, without a matrix in between.
                 result[down, across].add_(piece) if number else result[down, across].copy_(piece)
@@ -93,6 +94,7 @@ def _pair_by_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: 
     for term in terms:
         size = max(left.source.row_bytes(term.left), right.source.row_bytes(term.right))
         for part in steps(len(left), size / 4, BLOCK_BYTES):
+            session.work.go_on()
             block, other = left.read(term.left, part), right.read(term.right, part)
             result[part] += floats(pairs(term, block, other, session.costs))
     session.counters.add(scored=len(left), seconds=time.perf_counter() - start)

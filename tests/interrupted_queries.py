@@ -1,0 +1,44 @@
+"""Asks what takes for ever, in one way after another, and says when it was interrupted; for ``test_watched.py``."""
+
+from __future__ import annotations
+
+import sys
+
+import metaql
+
+PAIRS = "train t, validation v, range(1000000000) r"
+FOREVER = f"SELECT max(inner_product(t.gradient, v.gradient)) FROM {PAIRS}"
+ROWS = f"SELECT inner_product(t.gradient, v.gradient) AS s FROM {PAIRS}"
+# What no function of ours sees.
+PLAIN = "SELECT max(a.range * b.range % 7) FROM range(10000000) a, range(100000000) b"
+SHORT = "SELECT count(*), max(inner_product(t.gradient, v.gradient)) IS NOT NULL FROM train t, validation v"
+
+WAYS = {
+    "fetchall": lambda db: db.sql(FOREVER).fetchall(),
+    "show": lambda db: db.sql(FOREVER).show(),
+    "to_arrow_table": lambda db: db.sql(FOREVER).to_arrow_table(),
+    "df": lambda db: db.sql(FOREVER).df(),
+    "pl": lambda db: db.sql(FOREVER).pl(),
+    "an aggregate of it": lambda db: db.sql(ROWS).aggregate("max(s)").fetchall(),
+    "to_parquet": lambda db: db.sql(FOREVER).to_parquet("/dev/null"),
+    "CREATE TABLE": lambda db: db.sql(f"CREATE TABLE kept AS {FOREVER}"),
+    "COPY": lambda db: db.sql(f"COPY ({FOREVER}) TO '/dev/null' (FORMAT csv)"),
+    "no gradients": lambda db: db.sql(PLAIN).fetchall(),
+    "a state of its own": lambda db: (db.sql("CREATE TEMP TABLE own AS SELECT 1"), db.sql(FOREVER).fetchall()),
+}
+
+
+def main() -> None:
+    """Prints a line before each way and one when it was interrupted."""
+    with metaql.connect(sys.argv[1]) as db:
+        for way, ask in WAYS.items():
+            print(f"asks {way}", flush=True)
+            try:
+                ask(db)
+            except KeyboardInterrupt:
+                print(f"interrupted {way}", flush=True)
+            assert db.sql(SHORT).fetchall() == [(40, True)]
+
+
+if __name__ == "__main__":
+    main()
