@@ -218,8 +218,9 @@ def product(costs: Constants, rows: float, inner: float, columns: float) -> floa
 
 def gathered(costs: Constants, layer: Layer, side: Side) -> float:
     """Seconds to copy rows that lie apart."""
+    # Besides the copying, the rows have to be found: some small operations on their numbers.
     numbers = side.samples * layer.width if side.positions is None else side.count * sum(factor_widths(layer))
-    return numbers * costs.gather + side.samples * costs.row + costs.call
+    return numbers * costs.gather + side.samples * costs.row + 4 * costs.call
 
 
 def _laid_out(costs: Constants, layer: Layer, side: Side) -> float:
