@@ -66,11 +66,18 @@ class _Expansion:
             return self.terms(node.left) + self.terms(node.right)
         if isinstance(node, exp.Sub):
             return self.terms(node.left) + _times([Term((self._number("-1"),))], self.terms(node.right))
-        if isinstance(node, exp.Div) and self._is_scalar(node.right):
+        if isinstance(node, exp.Div) and self._is_scalar(node.right) and self._divides_evenly(node):
             return _times(self.terms(node.left), self._inverse(node.right))
         if self._is_scalar(node):
             return [Term((self._scalar(node),))]
         raise Unsure(_MIXED)
+
+    def _divides_evenly(self, node: exp.Div) -> bool:
+        """Whether a/b is a·(1/b): of whole numbers it may not be, by a setting of DuckDB."""
+        if not self._is_scalar(node.left) or self._scope.is_vector(node.left):
+            return True
+        types = {kind for one in node.find_all(exp.Column) for kind in self._scope.types(one)}
+        return bool(types & {"DOUBLE", "FLOAT"})
 
     def _inverse(self, node: exp.Expr) -> list[Term]:
         """1/(a·b) as 1/a · 1/b, so that each factor reads as little as it can."""

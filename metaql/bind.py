@@ -36,6 +36,9 @@ def aggregates_of(select: exp.Select, catalogue: Catalogue) -> list[exp.Expr]:
             continue
         if isinstance(node, exp.Window):
             pending.extend(_around(node))
+        elif isinstance(node, exp.IgnoreNulls) and isinstance(node.this, exp.AnyValue):
+            # any_value ignores NULLs in any case, and is parsed so.
+            found.append(node)
         elif _is_aggregate(node, catalogue):
             found.append(node)
         else:
@@ -126,9 +129,10 @@ class _Binder:
         if holds_product(place):
             name = "DISTINCT" if place.find(exp.Distinct) else name_of(place)
             raise Unsure(f"{name} over pairs is not linear in them")
-        if not (isinstance(place, _STEADY) or _counts_distinct(place)):
-            raise Unsure(f"{name_of(place)} beside a score depends on how often each row comes")
-        return Aggregate(STEADY, (), place, self._scalar(place))
+        call = place.this if isinstance(place, exp.IgnoreNulls) else place
+        if not (isinstance(call, _STEADY) or _counts_distinct(call)):
+            raise Unsure(f"{name_of(call)} beside a score depends on how often each row comes")
+        return Aggregate(STEADY, (), place, self._scalar(call))
 
     def _counted(self, place: exp.Count) -> tuple:  # type: ignore[type-arg]
         if place.args.get("big_int") is False or place.expressions:

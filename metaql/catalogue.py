@@ -56,11 +56,12 @@ class Names:
 
 
 class Catalogue:
-    """Asks DuckDB, and keeps what it answered in ``asked``."""
+    """Asks DuckDB, and keeps what it answered in ``asked`` and ``viewed``."""
 
     def __init__(self, database: Database, names: Names) -> None:
         self.database, self.names = database, names
         self.asked: dict[str, Described] = {}
+        self.viewed: dict[str, str | None] = {}
         self._shadowed: dict[str, bool] = {}
         self._split_names = frozenset(split.lower() for split in names.splits)
 
@@ -72,6 +73,12 @@ class Catalogue:
             except duckdb.Error:
                 self.asked[query] = None
         return self.asked[query]
+
+    def view(self, name: str) -> str | None:
+        """The CREATE statement of a view of the user's own that has to do with gradients. Kept in ``viewed``."""
+        if name not in self.viewed:
+            self.viewed[name] = self.database.views().get(name)
+        return self.viewed[name]
 
     def is_scalar(self, name: str) -> bool:
         """Whether a function of this name is surely no aggregate."""

@@ -9,7 +9,7 @@ from itertools import combinations
 from sqlglot import exp
 
 from metaql.cost import Cost, cost
-from metaql.logical import Block, Gather, Relation
+from metaql.logical import EACH, EACH_COUNT, OUTER, Block, Gather, Relation
 from metaql.optimizer import optimize, require_same_schema
 from metaql.rules.gather_side import gather_side
 from metaql.scope import Unsure
@@ -44,6 +44,7 @@ def choose(block: Block, statistics: Statistics) -> Choice:
     """All forms with their costs. Of equal ones the first stays first: fewer sides gathered, the query side before."""
     reasons: list[str] = []
     found = [_finished(*form, statistics) for form in _forms(block, statistics, reasons)]
+    found = [one for one in found if _is_our_own(one.block)]
     found.append(_finished((), block, (), statistics))
     # The sort is stable. What nothing is known of is kept as far from pairs as possible.
     found.sort(key=lambda one: one.cost.order)
@@ -90,6 +91,14 @@ def _gathered(block: Block, side: Side, statistics: Statistics, reasons: list[st
         return None
     require_same_schema(block, form, gather_side.__name__)
     return _unguarded(form, statistics)
+
+
+def _is_our_own(block: Block) -> bool:
+    """Whether every aggregate reads a row of this query: one of outer columns alone would be the outer query's."""
+    return all(
+        one.function in (EACH, EACH_COUNT) or OUTER not in one.reads or bool(one.reads & block.local)
+        for one in block.aggregates
+    )
 
 
 def _unguarded(block: Block, statistics: Statistics) -> Block:

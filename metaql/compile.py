@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from sqlglot import exp
 
+from metaql.catalogue import Catalogue, visible_ctes, without_parameters
 from metaql.logical import (
     AVG,
     COUNT,
     EACH,
+    EACH_COUNT,
     STEADY,
     SUM,
     Aggregate,
@@ -72,10 +74,10 @@ def emitted(aggregate: Aggregate) -> exp.Expr:
     """An aggregate as SQL."""
     if aggregate.function in (STEADY, EACH) and aggregate.argument is not None:
         return aggregate.argument.sql.copy()
+    if aggregate.function in (COUNT, EACH_COUNT):
+        return _count(aggregate)
     if aggregate.is_vector:
         return _vector_aggregate(aggregate)
-    if aggregate.function == COUNT or not aggregate.terms:
-        return _count(aggregate)
     value = total(aggregate.terms)
     if aggregate.function == EACH:
         whole = product([value, *_sqls(aggregate.weights), *_sqls(aggregate.scales)])
@@ -86,7 +88,7 @@ def emitted(aggregate: Aggregate) -> exp.Expr:
     weight = product(_sqls(aggregate.weights))
     weighted = exp.Sum(this=product([value, exp.paren(weight)]))
     if aggregate.function == SUM:
-        return weighted
+        return _scaled(weighted, aggregate.scales)
     there = exp.Not(this=exp.Is(this=exp.paren(value.copy()), expression=exp.Null()))
     many = exp.Sum(this=exp.Case(ifs=[exp.If(this=there, true=weight.copy())]))
     return exp.paren(exp.Div(this=weighted, expression=many))
@@ -94,26 +96,43 @@ def emitted(aggregate: Aggregate) -> exp.Expr:
 
 def _count(aggregate: Aggregate) -> exp.Expr:
     """Rows that the query would have had, of which one here stands for several."""
-    if aggregate.function == EACH:
-        return exp.cast(product([*_sqls(aggregate.weights), *_sqls(aggregate.scales)]), "BIGINT")
+    if aggregate.function == EACH_COUNT:
+        return _whole(_where_all_present(aggregate, product([*_sqls(aggregate.weights), *_sqls(aggregate.scales)])))
     if not aggregate.weights:
-        return exp.cast(_scaled(aggregate.place.copy(), aggregate.scales), "BIGINT")
-    value = product(_sqls(aggregate.weights))
+        return _whole(_scaled(aggregate.place.copy(), aggregate.scales))
+    counted = _scaled(exp.Sum(this=_where_all_present(aggregate, product(_sqls(aggregate.weights)))), aggregate.scales)
+    return _whole(counted)
+
+
+def _where_all_present(aggregate: Aggregate, value: exp.Expr) -> exp.Expr:
     parts = [part.sql for term in aggregate.terms for part in term.parts]
-    counted = exp.Sum(this=where_present(parts, value) if parts else value)
-    return exp.cast(exp.Coalesce(this=counted, expressions=[exp.Literal.number(0)]), "BIGINT")
+    return where_present(parts, value) if parts else value
+
+
+def _whole(number: exp.Expr) -> exp.Expr:
+    """A count: 0 where there is nothing to count."""
+    return exp.cast(exp.Coalesce(this=number, expressions=[exp.Literal.number(0)]), "BIGINT")
 
 
 def _vector_aggregate(aggregate: Aggregate) -> exp.Expr:
-    (term,) = aggregate.terms if len(aggregate.terms) == 1 else (None,)
-    if aggregate.function == EACH and term is not None and not term.factors and not aggregate.scales:
-        return restricted(term.vectors[0])
-    name = MEAN if aggregate.function == AVG else TOTAL
-    weights = [*aggregate.weights, *aggregate.scales]
-    entries = [_entry([*term.factors, *weights], term.vectors[0], ()) for term in aggregate.terms]
+    """avg and sum of gradients, as functions over lists; of a sum of terms, the sum of theirs."""
+    first = aggregate.terms[0]
+    scales = [*aggregate.weights, *aggregate.scales]
+    if aggregate.function == EACH and len(aggregate.terms) == 1 and not first.factors and not scales:
+        return restricted(first.vectors[0])
+    # A row counts only where nothing in it is NULL.
+    present = [part.sql for term in aggregate.terms for part in term.parts] if len(aggregate.terms) > 1 else []
+    entries = [_entry([*term.factors, *scales], term.vectors[0], present) for term in aggregate.terms]
     if aggregate.function == EACH:
-        return exp.Anonymous(this=TOTAL, expressions=[exp.Array(expressions=entries)])
-    return exp.Anonymous(this=name, expressions=[exp.ArrayAgg(this=entries[0])])
+        whole = exp.Anonymous(this=TOTAL, expressions=[exp.Array(expressions=entries)])
+        return where_present(present, whole) if present else whole
+    name = MEAN if aggregate.function == AVG else TOTAL
+    lists = [exp.Anonymous(this=name, expressions=[exp.ArrayAgg(this=one)]) for one in entries]
+    if len(lists) == 1:
+        return lists[0]
+    return exp.Anonymous(
+        this=TOTAL, expressions=[exp.Array(expressions=[entry(one, exp.Literal.number(1)) for one in lists])]
+    )
 
 
 def _scaled(value: exp.Expr, scales: tuple[Scalar, ...]) -> exp.Expr:
@@ -276,6 +295,16 @@ def _rename(scope: Scope, block: Block) -> None:
             node.replace(after.copy())
         else:
             pending.extend(node.iter_expressions())
+
+
+def name_outputs(select: exp.Select, written: exp.Select, catalogue: Catalogue) -> None:
+    """Columns that have no name of their own get the one that DuckDB would give them, where it can say."""
+    if all(isinstance(item, exp.Alias | exp.Column) for item in select.expressions):
+        return
+    columns = catalogue.ask(visible_ctes(select) + without_parameters(written))
+    if columns is not None and len(columns) == len(select.expressions):
+        for item, (name, _) in zip(select.expressions, columns, strict=True):
+            item.meta["text"] = name
 
 
 def keep_name(select: exp.Select, node: exp.Expr) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from metaql.logical import OUTER, Block, Gather, Relation, Scalar
-from metaql.stats import ONE, Count, Precision, Statistics
+from metaql.stats import ONE, UNKNOWN, Count, Precision, Statistics
 
 # A group that is gathered becomes a vector of its own: defined, kept, and laid out when it is first looked at.
 GROUP = 8
@@ -66,6 +66,8 @@ def joined(block: Block, statistics: Statistics) -> Count:
 
 def expected(block: Block, statistics: Statistics) -> Count:
     """How many products each gathered vector is in."""
+    if any(OUTER in one.reads for one in block.aggregates):
+        return UNKNOWN
     rows = joined(block, statistics)
     for gather in block.gathers():
         rows = rows.over(statistics.gathered(gather)) if gather.keys else rows

@@ -9,8 +9,8 @@ from sqlglot import exp
 from metaql.algebra import expand, is_product
 from metaql.bind import sum_or_average
 from metaql.catalogue import Catalogue
-from metaql.compile import entry, keep_name, product, total, where_present
-from metaql.logical import AVG
+from metaql.compile import emitted, entry, keep_name, product, total, where_present
+from metaql.logical import AVG, Aggregate
 from metaql.rules.gather_side import restricted
 from metaql.scope import VECTOR_FUNCTIONS, Scope, Unsure
 from metaql.udfs.aggregates import MEAN
@@ -105,7 +105,7 @@ def _compile_gradient_aggregate(node: exp.Expr, select: exp.Select, catalogue: C
     function, argument = sum_or_average(node) or (AVG, node)
     found = _weighted_vector(argument, select, catalogue)
     if found is None:
-        return False
+        return _compile_sum(node, function, argument, select, catalogue)
     keep_name(select, node)
     outer = node
     while isinstance(outer.parent, exp.Filter | exp.Window) and outer.arg_key == "this":
@@ -119,6 +119,21 @@ def _compile_gradient_aggregate(node: exp.Expr, select: exp.Select, catalogue: C
         node.replace(values)
         values = outer
     call.set("expressions", [values])
+    return True
+
+
+def _compile_sum(node: exp.Expr, function: str, argument: exp.Expr, select: exp.Select, catalogue: Catalogue) -> bool:
+    """avg and sum of a linear combination of several gradients; whether it was one."""
+    if isinstance(node.parent, exp.Filter | exp.Window) or not argument.find(exp.Add, exp.Sub):
+        return False
+    try:
+        terms = expand(argument, Scope(select, catalogue))
+    except Unsure:
+        return False
+    if any(len(term.vectors) != 1 for term in terms):
+        return False
+    keep_name(select, node)
+    node.replace(emitted(Aggregate(function, terms, node)))
     return True
 
 

@@ -24,6 +24,25 @@ _PLAIN = frozenset({"expressions", "from_", "joins", "where"})
 _OF_GRADIENTS = PRODUCTS | {MEAN, TOTAL, "norm", "layers"}
 
 
+def expand_aliases(select: exp.Select, catalogue: Catalogue) -> None:
+    """Puts expressions in place of the names that they have in the same select list.
+
+    DuckDB does not know such a name if there is a sub-query behind it, which is what a gathered side becomes.
+    """
+    columns: Columns | None = None
+    for place, item in enumerate(select.expressions):
+        for column in list(item.find_all(exp.Column)):
+            before = [one for one in select.expressions[:place] if isinstance(one, exp.Alias)]
+            named = [one for one in before if len(column.parts) == 1 and one.alias.lower() == column.name.lower()]
+            if not named or column.find_ancestor(exp.Query) is not select:
+                continue
+            columns = columns if columns is not None else catalogue.columns(select)
+            if columns is None or any(column.name.lower() in names for names in columns.values()):
+                continue
+            keep_name(select, column)
+            column.replace(exp.paren(named[-1].this.copy()))
+
+
 def inline(select: exp.Select, catalogue: Catalogue) -> None:
     """Takes in what joins and filters, where the SELECT aggregates over it.
 
@@ -120,7 +139,7 @@ def _query_of(item: exp.Expr, select: exp.Select, catalogue: Catalogue) -> exp.S
     """A copy of the SELECT that an item of FROM stands for: a sub-query's, a CTE's or a view's."""
     found: exp.Expr | None = item.this if isinstance(item, exp.Subquery | exp.Lateral) else None
     found = found.this if isinstance(found, exp.Subquery) and isinstance(item, exp.Lateral) else found
-    if any(item.args.get(key) for key in ("joins", "pivots", "sample", "laterals")):
+    if any(item.args.get(key) for key in ("joins", "pivots", "sample", "laterals", "ordinality", "outer")):
         return None
     if isinstance(item, exp.Table) and isinstance(item.this, exp.Identifier):
         cte = cte_of(item, select)
@@ -142,7 +161,7 @@ def _reads_later_ctes(cte: exp.CTE) -> bool:
 
 def _view(item: exp.Table, select: exp.Select, catalogue: Catalogue) -> exp.Expr | None:
     """A view of the user's own, unless a name in it means something else here."""
-    text = catalogue.database.views().get(item.name.lower()) if not item.db and catalogue.database.own else None
+    text = catalogue.view(item.name.lower()) if not item.db and catalogue.database.own else None
     statement = parse(text) if text is not None else None
     if statement is None or not isinstance(statement.tree, exp.Create):
         return None
@@ -228,16 +247,15 @@ def _take_plain(select: exp.Select, item: exp.Expr, inner: _Inner, others: Colum
     items = _items(inner.query)
     if not all(isinstance(one, exp.Table | exp.Subquery) for one in items):
         return False
-    nested = list(inner.query.find_all(exp.Query))
     renaming = _fresh(inner.columns, others)
-    if len(nested) > 1 + sum(isinstance(one, exp.Subquery) for one in items) and any(
-        a != b for a, b in renaming.items()
-    ):
-        return False
     where = inner.query.args.get("where")
     ons = [join.args["on"] for join in inner.query.args.get("joins") or () if join.args.get("on")]
     conditions = [*([where.this] if where else []), *ons]
-    if not all(_known(one, inner.columns) for one in (*conditions, *inner.outputs.values())):
+    texts = [*conditions, *inner.outputs.values()]
+    if any(one.find(exp.Query) for one in texts) and any(before != after for before, after in renaming.items()):
+        # A nested query may read relations under their old names.
+        return False
+    if not all(_known(one, inner.columns, others) for one in texts):
         return False
     values = {name: _renamed(one, inner.columns, renaming) for name, one in inner.outputs.items()}
     if not _put(select, inner.alias, values, others, catalogue):
@@ -267,9 +285,14 @@ def _fresh(columns: Columns, others: Columns) -> dict[str, str]:
     return renaming
 
 
-def _known(node: exp.Expr, columns: Columns) -> bool:
-    """Whether every name outside of nested queries is that of one column of the query's own relations."""
-    return all(_owner(column, columns) is not None for column in _columns_of(node))
+def _known(node: exp.Expr, columns: Columns, others: Columns) -> bool:
+    """Whether every name outside of nested queries is that of one column: of the query's own relations, or of one
+    beside the query, which it then says.
+    """
+    return all(
+        _owner(column, columns) is not None or (len(column.parts) > 1 and _owner(column, others) is not None)
+        for column in _columns_of(node)
+    )
 
 
 def _owner(column: exp.Column, columns: Columns) -> str | None:
@@ -285,7 +308,8 @@ def _renamed(node: exp.Expr, columns: Columns, renaming: dict[str, str]) -> exp.
     holder = exp.paren(node.copy())
     for column in _columns_of(holder):
         owner = _owner(column, columns)
-        assert owner is not None
+        if owner is None:
+            continue
         qualified = len(column.parts) > 1
         parts = [part.copy() for part in (column.parts[1:] if qualified else column.parts)]
         qualified_column = exp.column(parts[0], renaming[owner])
@@ -318,6 +342,8 @@ def _put(select: exp.Select, alias: str, values: dict[str, exp.Expr], others: Co
             return False
         found.append(column)
     if any(item.is_star for item in select.expressions):
+        return False
+    if any(column.find_ancestor(exp.Lambda) for column in found):
         return False
     for column in found:
         keep_name(select, column)

@@ -19,6 +19,7 @@ COUNT = "count"
 STEADY = "steady"
 # A group of one row: what it yields is what is computed of that row.
 EACH = "each"
+EACH_COUNT = "each count"
 OUTER = ""
 
 
@@ -159,6 +160,12 @@ class Block:
     def aliases(self) -> frozenset[str]:
         """The names of its relations."""
         return frozenset(relation.alias for relation in self.relations)
+
+    @property
+    def local(self) -> frozenset[str]:
+        """The relations whose columns are columns of the query: a side of a single row is a sub-query in its place."""
+        single = (one.alias for one in self.gathers() if not one.keys)
+        return self.aliases - frozenset(single)
 
     def gathers(self) -> Iterator[Gather]:
         """Those of its relations that are gathered."""

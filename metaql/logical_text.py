@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from metaql.logical import COUNT, EACH, STEADY, Aggregate, Block, Column, Gather, Relation, Scalar, Term, Vector
+from metaql.logical import (
+    COUNT,
+    EACH,
+    EACH_COUNT,
+    STEADY,
+    Aggregate,
+    Block,
+    Column,
+    Gather,
+    Relation,
+    Scalar,
+    Term,
+    Vector,
+)
 from metaql.parse import to_sql
 
 
@@ -18,7 +31,7 @@ def _aggregate(aggregate: Aggregate) -> str:
     if aggregate.argument is not None:
         return to_sql(aggregate.argument.sql)
     terms = " + ".join(map(_term, aggregate.terms)) or "*"
-    text = terms if aggregate.function == EACH else f"{aggregate.function}({terms})"
+    text = terms if aggregate.function in (EACH, EACH_COUNT) else f"{aggregate.function}({terms})"
     weights = "".join(f" weighted {to_sql(one.sql)}" for one in aggregate.weights)
     scales = "".join(f" · {to_sql(one.sql)}" for one in aggregate.scales)
     return text + weights + scales

@@ -17,10 +17,11 @@ from sqlglot import exp
 from metaql.algebra import is_product
 from metaql.bind import conjuncts_of
 from metaql.catalogue import Catalogue, alias_of
-from metaql.compile import keep_name
+from metaql.compile import keep_name, name_outputs
 from metaql.logical import OUTER, Relation, Scalar
 from metaql.scope import Scope, Unsure, check_shape, name_of
 from metaql.stats import Statistics
+from metaql.udfs.best import BEST
 from metaql.udfs.members import MEMBERS
 from metaql.udfs.score import SCORE
 from metaql.udfs.scores import SCORES
@@ -31,7 +32,7 @@ LIST = 512
 FEWEST_PAIRS = 1 << 16
 FEWEST_MEMBERS = 16
 PAIRS, LISTS = "metaql_pairs", "metaql_lists"
-MEMBER, ALL, PLACE = "metaql_member", "metaql_members", "metaql_place"
+MEMBER, ALL, PLACE, HIT = "metaql_member", "metaql_members", "metaql_place", "metaql_hit"
 
 
 def compile_pairs(select: exp.Select, catalogue: Catalogue, statistics: Statistics) -> bool:
@@ -46,7 +47,8 @@ def compile_pairs(select: exp.Select, catalogue: Catalogue, statistics: Statisti
         return False
     if shape is None:
         return False
-    _rewrite(shape)
+    name_outputs(select, select, catalogue)
+    _rewrite(shape, best_of(shape))
     return True
 
 
@@ -113,6 +115,94 @@ def _shape(select: exp.Select, catalogue: Catalogue, statistics: Statistics) -> 
     if rows.rows * members.rows / groups < FEWEST_PAIRS or members.rows / groups < FEWEST_MEMBERS:
         return None
     return shape if _can_rename(shape) else None
+
+
+@dataclass(frozen=True)
+class _Best:
+    """So many best pairs are asked for, of each ``side``; the smallest where the count is below 0."""
+
+    count: int
+    side: str
+
+
+def best_of(shape: _Shape) -> _Best | None:
+    """The k best pairs that the SELECT wants, of all or of each row or member; None where it looks at others too.
+
+    The best of a group of rows or members are among the best of its parts. What is asked of pairs besides, or
+    counted over them, needs them all.
+    """
+    select = shape.scope.select
+    if len(shape.products) != 1 or shape.conditions or select.args.get("distinct") or select.args.get("group"):
+        return None
+    windows = {window.sql("duckdb"): window for window in select.find_all(exp.Window)}
+    if select.find(exp.AggFunc) or len(windows) > 1:
+        return None
+    if not windows:
+        return _top(shape) if not select.args.get("qualify") else None
+    ((_, window),) = windows.items()
+    return _top_of_each(shape, window)
+
+
+def _top(shape: _Shape) -> _Best | None:
+    order, limit = shape.scope.select.args.get("order"), shape.scope.select.args.get("limit")
+    offset = shape.scope.select.args.get("offset")
+    count = _number(limit.expression if limit else None)
+    skipped = _number(offset.expression) if offset else 0
+    if order is None or not count or skipped is None:
+        return None
+    return _ordered(shape, order, count + skipped, "all")
+
+
+def _top_of_each(shape: _Shape, window: exp.Window) -> _Best | None:
+    qualify, order = shape.scope.select.args.get("qualify"), window.args.get("order")
+    if (
+        qualify is None
+        or order is None
+        or window.args.get("spec")
+        or name_of(window.this) not in ("row_number", "rank")
+    ):
+        return None
+    condition = qualify.this
+    found = [
+        _bound(one, window, shape) for one in (condition.flatten() if isinstance(condition, exp.And) else [condition])
+    ]
+    counts = [count for count in found if count]
+    reads = frozenset[str]().union(*(shape.scope.reads(one) for one in window.args.get("partition_by") or ()))
+    sides = {"member": shape.members.aliases, "row": shape.rows.aliases}
+    side = "all" if not reads else next((name for name, aliases in sides.items() if reads <= aliases), None)
+    if not counts or side is None:
+        return None
+    return _ordered(shape, order, min(counts), side)
+
+
+def _bound(condition: exp.Expr, window: exp.Window, shape: _Shape) -> int | None:
+    """k, where the condition is that the window's number is at most k."""
+    if not isinstance(condition, exp.LTE | exp.LT | exp.EQ):
+        return None
+    number = condition.left
+    if isinstance(number, exp.Column) and shape.scope.is_alias(number):
+        number = shape.scope.aliases[number.name.lower()]
+    count = _number(condition.right)
+    if number.sql("duckdb") != window.sql("duckdb") or count is None:
+        return None
+    return count - 1 if isinstance(condition, exp.LT) else count
+
+
+def _ordered(shape: _Shape, order: exp.Order, count: int, side: str) -> _Best | None:
+    """Only where the score itself comes first, and NULLs last, as they do by default."""
+    first = order.expressions[0]
+    score = first.this
+    if isinstance(score, exp.Column) and len(score.parts) == 1:
+        score = shape.scope.aliases.get(score.name.lower())
+    if score is not shape.products[0][0] and score != shape.products[0][0]:
+        return None
+    if first.args.get("nulls_first") or count < 1:
+        return None
+    return _Best(count if first.args.get("desc") else -count, side)
+
+
+def _number(node: exp.Expr | None) -> int | None:
+    return int(node.name) if isinstance(node, exp.Literal) and node.name.isdigit() else None
 
 
 def _products(select: exp.Select) -> Iterator[exp.Anonymous]:
@@ -205,7 +295,7 @@ def _can_rename(shape: _Shape) -> bool:
     return True
 
 
-def _rewrite(shape: _Shape) -> None:
+def _rewrite(shape: _Shape, best: _Best | None) -> None:
     select, rows, members = shape.scope.select, shape.rows, shape.members
     vectors: dict[str, exp.Expr] = {}
     scores: dict[str, exp.Expr] = {}
@@ -225,7 +315,8 @@ def _rewrite(shape: _Shape) -> None:
             _rename_columns(root, shape)
     conditions = [_renamed(one, shape) for one in shape.conditions]
     lists = _lists(members, vectors)
-    select.set("from_", exp.From(this=_pairs(rows, members, scores, lists)))
+    pairs = _pairs(rows, members, scores, lists) if best is None else _best_pairs(rows, members, scores, lists, best)
+    select.set("from_", exp.From(this=pairs))
     select.set("joins", None)
     select.set("where", exp.Where(this=exp.and_(*conditions)) if conditions else None)
 
@@ -275,6 +366,27 @@ def _pairs(rows: _Side, members: _Side, scores: dict[str, exp.Expr], lists: exp.
     ]
     query = _query(chosen, [*rows.items, lists], [*rows.conjuncts, *ties])
     return _named(query, PAIRS)
+
+
+def _best_pairs(rows: _Side, members: _Side, scores: dict[str, exp.Expr], lists: exp.Expr, best: _Best) -> exp.Expr:
+    """Of each call's pairs those that may be among the best of all, ties included."""
+    ((name, scored),) = scores.items()
+    count, side = exp.Literal.number(best.count), exp.Literal.string(best.side)
+    hit = exp.Unnest(expressions=[exp.Anonymous(this=BEST, expressions=[*scored.expressions, count, side])])
+    chosen = [exp.alias_(sql.copy(), column) for column, sql in rows.columns.items()]
+    chosen += [exp.column(ALL, LISTS)] if members.columns else []
+    ties = [exp.EQ(this=key.copy(), expression=one) for key, one in zip(rows.keys, _keys(rows), strict=True)]
+    inner = _query([*chosen, exp.alias_(hit, HIT)], [*rows.items, lists], [*rows.conjuncts, *ties])
+    outer: list[exp.Expr] = [exp.column(column) for column in rows.columns]
+    outer.append(exp.alias_(exp.column("score", HIT), name))
+    if members.columns:
+        member = exp.Bracket(this=exp.column(ALL), expressions=[exp.column("member", HIT)], offset=1)
+        outer.append(exp.alias_(member, MEMBER))
+    return _named(_query(outer, [_named(inner, "metaql_hits")], []), PAIRS)
+
+
+def _keys(rows: _Side) -> list[exp.Expr]:
+    return [exp.column(f"metaql_key_{number}", LISTS) for number in range(1, len(rows.keys) + 1)]
 
 
 def _lists(members: _Side, vectors: dict[str, exp.Expr]) -> exp.Expr:

@@ -10,12 +10,19 @@ from typing import Any
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
+from sqlglot.tokenizer_core import TokenType
 
 # A text with none of these words goes to DuckDB untouched. One that averages gradients under another name, taken
 # from a view for instance, is noticed by DuckDB's binder, and then planned after all (see execute.py).
 _NAMES = ("gradients?", "inner_product", "cosine_similarity", "norm", "layers", "restore", "p2p", "p2b", "b2p", "b2b")
 _SPACE = r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
-_EXPLAIN = re.compile(_SPACE + r"explain(\s+analyze)?(\s*\([^()]*\))?\s", re.IGNORECASE | re.DOTALL)
+# What sqlglot would not look behind.
+_PREFIX = re.compile(rf"{_SPACE}(explain(\s+analyze)?(\s*\([^()]*\))?|prepare\s+\w+\s+as)\s", re.IGNORECASE | re.DOTALL)
+# Of other statements it would make an opaque command, and say so on standard error.
+_PARSED = re.compile(
+    _SPACE + r"(select|with|from|values|table|create|insert|copy|update|delete|merge|pivot|unpivot)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 _QUERY = re.compile(
     _SPACE + r"(select|with|from|values|table|describe|summarize|show|explain|pivot)\b", re.IGNORECASE | re.DOTALL
 )
@@ -23,7 +30,7 @@ _QUERY = re.compile(
 
 @dataclass(frozen=True)
 class Statement:
-    """A parsed statement; ``prefix`` is its EXPLAIN, which sqlglot would not look behind."""
+    """A parsed statement; ``prefix`` is its EXPLAIN or PREPARE."""
 
     prefix: str
     tree: exp.Expr
@@ -49,10 +56,12 @@ def is_query(text: str) -> bool:
 
 def parse(text: str) -> Statement | None:
     """The one statement in the text; None for several, and for what sqlglot can't parse."""
-    explain = _EXPLAIN.match(text)
-    prefix = explain.group() if explain else ""
+    before = _PREFIX.match(text)
+    prefix = before.group() if before else ""
+    if not _PARSED.match(text, len(prefix)):
+        return None
     try:
-        trees = sqlglot.parse(text[len(prefix) :], dialect="duckdb")
+        trees = sqlglot.parse(_numbered(text[len(prefix) :]), dialect="duckdb")
     except SqlglotError:
         return None
     if len(trees) != 1 or not isinstance(trees[0], exp.Expr) or isinstance(trees[0], exp.Command):
@@ -89,10 +98,14 @@ def explain_options(prefix: str) -> frozenset[str]:
     return frozenset(found) - {"explain"}
 
 
-def number_parameters(tree: exp.Expr) -> None:
-    """Turns ``?`` into ``$1``, ``$2``, …, so that a rewrite may move and repeat them."""
-    for number, place in enumerate((node for node in tree.find_all(exp.Placeholder) if not node.this), start=1):
-        place.set("this", str(number))
+def _numbered(text: str) -> str:
+    """``?`` as ``$1``, ``$2``, … in the order of the text, so that a rewrite may move and repeat them."""
+    if "?" not in text:
+        return text
+    places = [token for token in sqlglot.tokenize(text, read="duckdb") if token.token_type == TokenType.PLACEHOLDER]
+    for number, token in reversed(list(enumerate(places, start=1))):
+        text = f"{text[: token.start]}${number}{text[token.end + 1 :]}"
+    return text
 
 
 def to_sql(tree: exp.Expr, **options: Any) -> str:

@@ -9,15 +9,15 @@ from sqlglot import exp
 
 from metaql.algebra import bare, holds_product
 from metaql.bind import bind
-from metaql.catalogue import Catalogue, Described, visible_ctes, without_parameters
+from metaql.catalogue import Catalogue, Described, visible_ctes
 from metaql.choose import Choice, choose
-from metaql.compile import compile_block, keep_name, scored
+from metaql.compile import compile_block, keep_name, name_outputs, scored
 from metaql.cost import expected, joined
 from metaql.gradients import compile_gradient_aggregates, compile_gradient_arithmetic
-from metaql.inline import inline, inline_single_rows
+from metaql.inline import expand_aliases, inline, inline_single_rows
 from metaql.logical import Block
 from metaql.pairs import compile_pairs
-from metaql.parse import number_parameters, parse, to_sql
+from metaql.parse import parse, to_sql
 from metaql.scope import Unsure, name_of
 from metaql.stats import Statistics
 from metaql.storage.cache import Cache
@@ -51,6 +51,7 @@ class _Kept:
 
     plan: Plan
     asked: dict[str, Described]
+    viewed: dict[str, str | None]
 
 
 class Plans:
@@ -62,11 +63,17 @@ class Plans:
     def plan(self, text: str, catalogue: Catalogue) -> Plan:
         """As the function ``plan``."""
         kept = self._kept.get(text)
-        if kept is not None and all(catalogue.ask(query) == answer for query, answer in kept.asked.items()):
+        if kept is not None and _holds(kept, catalogue):
             return kept.plan
         planned = plan(text, catalogue)
-        self._kept.put(text, _Kept(planned, catalogue.asked), 1)
+        self._kept.put(text, _Kept(planned, catalogue.asked, catalogue.viewed), 1)
         return planned
+
+
+def _holds(kept: _Kept, catalogue: Catalogue) -> bool:
+    return all(catalogue.view(name) == text for name, text in kept.viewed.items()) and all(
+        catalogue.ask(query) == answer for query, answer in kept.asked.items()
+    )
 
 
 def plan(text: str, catalogue: Catalogue, chosen: Callable[[Block, Statistics], Choice] = choose) -> Plan:
@@ -78,7 +85,6 @@ def plan(text: str, catalogue: Catalogue, chosen: Callable[[Block, Statistics], 
     if any(with_.args.get("recursive") for with_ in tree.find_all(exp.With)):
         return Plan(text, statement.prefix)
     _check_patterns(tree, catalogue)
-    number_parameters(tree)
     planned = Plan(text, statement.prefix, tree)
     changed = [_plan_select(select, catalogue, chosen, planned) for select in _innermost_first(tree)]
     if any(changed):
@@ -113,6 +119,8 @@ def _plan_select(
     select: exp.Select, catalogue: Catalogue, chosen: Callable[[Block, Statistics], Choice], plan: Plan
 ) -> bool:
     """Whether the SELECT was changed."""
+    if holds_product(select):
+        expand_aliases(select, catalogue)
     single = holds_product(select) and inline_single_rows(select, catalogue)
     if _plan_block(select, catalogue, chosen, plan):
         return True
@@ -161,7 +169,7 @@ def _plan_block(
         if concerned:
             plan.selects.append(Planned(block, choice, None))
         if algebraic and choice.best.gathered:
-            _name_outputs(select, before, catalogue)
+            name_outputs(select, before, catalogue)
             form = choice.best.block
             compile_block(scope, form, expected(form, statistics))
             compile_gradient_arithmetic(select, catalogue)
@@ -177,21 +185,14 @@ def _plan_block(
     return False
 
 
-def _name_outputs(select: exp.Select, written: exp.Select, catalogue: Catalogue) -> None:
-    """Columns that have no name of their own get the one that DuckDB would give them."""
-    if all(isinstance(item, exp.Alias | exp.Column) for item in select.expressions):
-        return
-    columns = catalogue.ask(visible_ctes(select) + without_parameters(written))
-    if columns is not None and len(columns) == len(select.expressions):
-        for item, (name, _) in zip(select.expressions, columns, strict=True):
-            item.meta["text"] = name
-
-
 def _unwrap(select: exp.Select) -> None:
     """A scalar sub-query without relations is its expression."""
     outer = select.parent
     known = {key for key, value in select.args.items() if value}
     if known == {"expressions"} and isinstance(outer, exp.Subquery) and _is_scalar(outer):
+        around = outer.find_ancestor(exp.Select)
+        if around is not None and not outer.alias:
+            keep_name(around, outer)
         value: exp.Expr = exp.paren(select.expressions[0].unalias())
         outer.replace(exp.alias_(value, outer.alias, quoted=True) if outer.alias else value)
 

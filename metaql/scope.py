@@ -80,7 +80,8 @@ class Scope:
         aliased = self.aliases.get(column.name.lower()) if len(column.parts) == 1 and not owners else None
         if aliased is not None and not any(one is column for one in aliased.walk()):
             return set(self.reads(aliased))
-        return owners or {OUTER}
+        # A relation's name alone is a row of it.
+        return owners or {alias for alias in self.columns if alias.lower() == column.sql("duckdb").lower()} or {OUTER}
 
     def is_alias(self, column: exp.Expr) -> bool:
         """Whether a name is one of the select list's own: in ORDER BY these come first, elsewhere columns do."""
@@ -131,6 +132,10 @@ class Scope:
         qualified = len(node.parts) == 1 or node.parts[0].name.lower() in {alias.lower() for alias in owners}
         return qualified and any(self.columns[alias].get(node.name.lower()) == GRADIENT for alias in owners)
 
+    def types(self, column: exp.Column) -> set[str]:
+        """The types that a name may have."""
+        return {self.columns[alias].get(column.name.lower(), "") for alias in self.owners(column)}
+
     def canonical(self, node: exp.Expr) -> str:
         """The same text for the same expression, whether or not its columns say whose they are."""
         return to_sql(self.qualified(node), comments=False).lower()
@@ -164,6 +169,8 @@ def check_shape(select: exp.Select) -> None:
         raise Unsure("a random function gives other values for other rows")
     if select.find(exp.TableSample):
         raise Unsure("a relation is sampled")
+    if select.find(exp.Lambda):
+        raise Unsure("a lambda can hold no sub-query")
 
 
 def items_of(select: exp.Select) -> list[exp.Expr]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sqlglot import exp
 
-from metaql.logical import AVG, EACH, STEADY, SUM, Aggregate, Block, Gather, Relation, Scalar
+from metaql.logical import AVG, EACH, EACH_COUNT, STEADY, SUM, Aggregate, Block, Gather, Relation, Scalar
 
 
 def drop_groups_of_one_row(block: Block) -> Block | None:
@@ -43,8 +43,10 @@ def _keeps_its_type(aggregate: Aggregate) -> bool:
     if aggregate.function in (AVG, SUM):
         return aggregate.is_score or aggregate.is_vector
     if aggregate.function == STEADY:
-        return isinstance(aggregate.place, exp.Min | exp.Max | exp.AnyValue) and not aggregate.place.expressions
-    return not aggregate.terms
+        assert aggregate.argument is not None
+        call = aggregate.argument.sql
+        return isinstance(call, exp.Min | exp.Max | exp.AnyValue) and not call.expressions
+    return True
 
 
 def _each(aggregate: Aggregate) -> Aggregate:
@@ -55,4 +57,4 @@ def _each(aggregate: Aggregate) -> Aggregate:
     if aggregate.function in (AVG, SUM):
         weights = () if aggregate.function == AVG else aggregate.weights
         return replace(aggregate, function=EACH, weights=weights, touched=True)
-    return replace(aggregate, function=EACH, touched=True)
+    return replace(aggregate, function=EACH_COUNT, touched=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from sqlglot import exp
 
@@ -50,7 +51,8 @@ class _Gathering:
     tied: bool = False
 
     def __post_init__(self) -> None:
-        self.alias = f"gathered_{1 + sum(1 for _ in self.old.gathers())}"
+        taken = {alias.lower() for alias in self.old.aliases}
+        self.alias = next(name for name in (f"gathered_{number}" for number in count(1)) if name not in taken)
 
     def block(self) -> Block:
         inside = tuple(one for one in self.old.conjuncts if self._on(one))
@@ -171,11 +173,11 @@ class _Gathering:
             return old
         if not self._on(old.argument):
             raise Unsure(f"{old.place.sql('duckdb')} reads both sides")
-        distinct = isinstance(old.place, exp.Count)
+        distinct = isinstance(old.argument.sql, exp.Count)
         if distinct and (self.keys or self.tied):
             raise Unsure("count(DISTINCT …) over groups of a gathered side")
         column = self._column(Column("", STEADY, argument=old.argument))
-        function = exp.AnyValue if distinct else type(old.place)
+        function = exp.AnyValue if distinct else type(old.argument.sql)
         return replace(old, argument=Scalar(function(this=column.sql), column.reads), touched=True)
 
     def _term(self, term: Term, function: str, present: tuple[Scalar, ...]) -> Term:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metaql.errors import QueryError
 from metaql.udfs import references
 from metaql.udfs.definitions import combine
 from metaql.udfs.function import Function, conjunction, one_thread
@@ -64,5 +65,7 @@ def _combined(session: Session, groups: pa.ListArray, place: int, average: bool)
     if len(weights) == 0:
         return None
     values = weights.to_numpy()
+    if np.isinf(values).any():
+        raise QueryError("a weight in an average or a sum of gradients is infinite: leave such rows out (isfinite)")
     found = references.read(children, mask)
     return session.vectors.add(combine(session, found, values / len(values) if average else values))

@@ -50,7 +50,7 @@ class Spelling:
         self._rng, self._prefix, self._plain = rng, prefix, plain
         self.setup: list[str] = []
         self.teardown: list[str] = []
-        self._parameter_style = self._pick([None, None, "$1", "$name"]) if parameters else None
+        self._parameter_style = self._pick([None, None, "?", "$1", "$name"]) if parameters else None
         self._values: list[Any] = []
         self._order: list[int] = []
         self._fixed = 0

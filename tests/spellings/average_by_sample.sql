@@ -233,8 +233,6 @@ FROM train t, validation v GROUP BY t.sample_id
 -- summed over the relation of layers
 SELECT t.sample_id, sum(inner_product(layers(t.gradient, l.layer), v.gradient)) / 40 FROM train t, validation v, layers l GROUP BY t.sample_id
 
-==== NOT YET
-
 -- two sub-queries deep
 SELECT id, avg(p) FROM (SELECT id, inner_product(g, h) AS p FROM (
   SELECT t.sample_id AS id, t.gradient AS g, v.gradient AS h FROM train t, validation v
@@ -245,6 +243,17 @@ SELECT t.sample_id, avg(x.s) FROM train t, LATERAL (SELECT inner_product(t.gradi
 
 -- any_value beside the key
 SELECT any_value(t.sample_id), avg(inner_product(t.gradient, v.gradient)) FROM train t, validation v GROUP BY t.sample_id
+
+-- a name of the select list used again
+SELECT id, s FROM (
+  SELECT t.sample_id AS id, avg(inner_product(t.gradient, v.gradient)) AS s, s * 2 AS twice FROM train t, validation v GROUP BY t.sample_id
+)
+
+-- averages of equally large halves
+SELECT id, avg(s) FROM (
+  SELECT t.sample_id AS id, v.sample_id % 2 AS half, avg(inner_product(t.gradient, v.gradient)) AS s
+  FROM train t, validation v GROUP BY ALL
+) GROUP BY id
 
 ==== ANY COST
 

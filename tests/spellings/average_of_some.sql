@@ -6,6 +6,11 @@
 SELECT t.sample_id, avg(inner_product(t.gradient, v.gradient)) FROM train t, validation v
 WHERE v.label = 1 AND t.loss > 1 GROUP BY t.sample_id
 
+-- parameters in the order of the text
+-- with [1, 0.9999]
+WITH q AS (SELECT gradient FROM validation WHERE label = ?)
+SELECT t.sample_id, avg(inner_product(t.gradient, q.gradient)) FROM train t, q WHERE t.loss > ? AND t.loss <> 1 GROUP BY t.sample_id
+
 -- ON
 SELECT t.sample_id, avg(inner_product(t.gradient, v.gradient)) FROM train t JOIN validation v ON v.label = 1 AND t.loss > 1 GROUP BY t.sample_id
 
