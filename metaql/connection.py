@@ -24,6 +24,7 @@ from metaql.planner import Plan, Plans
 from metaql.relations import create_relations, create_short_forms, free_name
 from metaql.short_forms import expand
 from metaql.storage.store import Store
+from metaql.udfs.device import DeviceBlocks, device_of, free_bytes
 from metaql.udfs.models import Model
 from metaql.udfs.quoting import quoted
 from metaql.udfs.register import register_restore, session_of
@@ -179,9 +180,10 @@ def _load(
     device: str | torch.device | None,
 ) -> list[str]:
     """Relations first: if they can't be made, the session knows nothing of the store."""
+    chosen = device_of(device)
     remarks = create_relations(connection, store, name)
     session = session_of(connection)
-    source = StoreSource(store, name, None if device is None else torch.device(device))
+    source = StoreSource(store, name, None if chosen is None else DeviceBlocks(store, chosen, free_bytes(chosen)))
     session.add(source)
     session.measure = partial(constants, device)
     if model is not None:

@@ -107,6 +107,14 @@ class Store:
             return row, row
         return int(self._starts[place]), int(self._ends[place])
 
+    def batch(self, layer: Layer, row: int) -> tuple[int, int]:
+        """The rows of the record batch that holds this one: first, and one past the last; none if there is no such."""
+        index = self._index(layer)
+        batch = bisect_right(index.starts, row) - 1
+        if batch < 0 or row >= index.ends[batch]:
+            return row, row
+        return index.starts[batch], index.ends[batch]
+
     def has_rows(self, rows: Array) -> bool:
         """Whether the store has all of these rows."""
         if not len(rows):

@@ -6,16 +6,15 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from metaql.storage.blocks import Block, Factored, rows
 from metaql.storage.schema import FACTORED, Layer
 from metaql.storage.store import Store
 from metaql.udfs import costs
 from metaql.udfs.costs import Side
+from metaql.udfs.device import DeviceBlocks
 from metaql.udfs.patterns import Space
 from metaql.udfs.references import Ints
-from metaql.udfs.slices import move
 
 
 class Source(Protocol):
@@ -47,17 +46,16 @@ class Source(Protocol):
 class StoreSource:
     """A store's rows, unfolded and on the device that scores are computed on."""
 
-    def __init__(self, store: Store, name: str, device: torch.device | None = None) -> None:
-        self.store, self.name, self.device = store, name, device
+    def __init__(self, store: Store, name: str, device: DeviceBlocks | None = None) -> None:
+        self.store, self.name, self._blocks = store, name, device
+        self.device = None if device is None else device.device
         self.space = Space(tuple(replace(layer, unfold=None) for layer in store.layers))
         self._row_bytes: dict[str, int] = {}
         self._stored = {layer.name: layer for layer in store.layers}
 
     def read(self, layer: Layer, row_numbers: Ints) -> Block:
         stored = self._stored[layer.name]
-        block = self.store.read(stored, row_numbers)
-        if self.device is not None:
-            block = move(block, self.device)
+        block = (self._blocks or self.store).read(stored, row_numbers)
         return rows(stored, block) if isinstance(block, Factored) else block
 
     def row_bytes(self, layer: Layer) -> int:
