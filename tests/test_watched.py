@@ -124,3 +124,30 @@ def test_a_bar_in_a_terminal_only(small_store: Path) -> None:
     os.close(outer)
     assert re.search(r"query:\s+\d+%", shown)
     assert in_pipe.stderr == ""
+
+
+def test_a_relation_after_its_connection_is_closed(small_store: Path) -> None:
+    with metaql.connect(small_store) as db:
+        relation = db.sql(SHORT)
+    for look in (relation.fetchall, relation.to_arrow_table, relation.show):
+        with pytest.raises(duckdb.Error, match="closed"):
+            look()
+
+
+def test_a_query_that_needs_more_memory_than_duckdb_may_have(db: Connection) -> None:
+    db.sql("SET memory_limit = '20 MB'")
+    db.sql("SET max_temp_directory_size = '0 MB'")
+    with pytest.raises(duckdb.OutOfMemoryException):
+        db.sql(
+            "SELECT list(inner_product(t.gradient, v.gradient)) FROM train t, validation v, range(1000000)"
+        ).fetchall()
+    assert db.sql(SHORT).fetchall() == [(40, True)]
+
+
+def test_a_reader_that_is_dropped_halfway(db: Connection) -> None:
+    rows = "SELECT r.range, inner_product(t.gradient, v.gradient) FROM train t, validation v, range(100000) r"
+    reader = db.sql(rows).to_arrow_reader(1000)
+    assert reader.read_next_batch().num_rows > 0
+    del reader
+    assert db.sql(SHORT).fetchall() == [(40, True)]
+    assert sum(batch.num_rows for batch in db.sql(rows).to_arrow_reader(10_000)) == 40 * 100_000
