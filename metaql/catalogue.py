@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import duckdb
@@ -47,12 +47,26 @@ class Database(Protocol):
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Rows of a store that follow one another."""
+
+    store: int
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class Names:
     """What the planner knows of a store by heart: its database, its splits, and whether a layer pattern selects."""
 
     database: str
     splits: tuple[str, ...]
     check_pattern: Callable[[str], object]
+    # The rows of a split, if it takes less to score them all than so many of them; None if not, or if they lie apart.
+    scan: Callable[[str, float], Stretch | None] = lambda split, rows: None
+    # What was asked of the store's own relations, which never change while they are open.
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
 
 
 class Catalogue:
@@ -87,19 +101,32 @@ class Catalogue:
     def columns(self, select: exp.Select) -> Columns | None:
         """The columns of each relation in FROM; None where DuckDB can't bind one of them by itself."""
         items = [part.this for part in (select.args.get("from_"), *(select.args.get("joins") or ())) if part]
-        with_ = visible_ctes(select)
         found: Columns = {}
         for place, item in enumerate(items):
-            alias = alias_of(item, place)
-            columns = self.ask(f"{with_}SELECT * FROM {without_parameters(item)}")
-            if columns is None and place and item.alias:
-                # A sub-query may read the relations before it.
-                before = ", ".join(map(without_parameters, items[: place + 1]))
-                columns = self.ask(f"{with_}SELECT {to_sql(exp.to_identifier(alias, quoted=True))}.* FROM {before}")
+            columns = self._stored_columns(item, select) or self._columns(items, place, select)
             if columns is None:
                 return None
-            found[alias] = {name.lower(): type_ for name, type_ in columns}
+            found[alias_of(item, place)] = columns
         return found
+
+    def _stored_columns(self, item: exp.Expr, select: exp.Select) -> dict[str, str] | None:
+        name = self.stored(item, select)
+        if name is None or (item.args.get("alias") and item.args["alias"].columns):
+            return None
+        if name not in self.names.columns:
+            # Not kept among what was asked: it can't change, and need not be asked again for a plan to hold.
+            described = self.database.describe(f"SELECT * FROM {_quoted(self.names.database)}.main.{_quoted(name)}")
+            self.names.columns[name] = {column.lower(): type_ for column, type_ in described}
+        return self.names.columns[name]
+
+    def _columns(self, items: list[exp.Expr], place: int, select: exp.Select) -> dict[str, str] | None:
+        with_, item = visible_ctes(select), items[place]
+        columns = self.ask(f"{with_}SELECT * FROM {without_parameters(item)}")
+        if columns is None and place and item.alias:
+            # A sub-query may read the relations before it.
+            before = ", ".join(map(without_parameters, items[: place + 1]))
+            columns = self.ask(f"{with_}SELECT {_quoted(item.alias)}.* FROM {before}")
+        return None if columns is None else {name.lower(): type_ for name, type_ in columns}
 
     def is_gradient(self, expression: exp.Expr, select: exp.Select) -> bool:
         """Whether an expression over the SELECT's relations is a gradient."""
@@ -142,6 +169,10 @@ class Catalogue:
             places = self.database.own or ()
             self._shadowed[text] = any(self.ask(f"SELECT * FROM {place}.{text}") is not None for place in places)
         return self._shadowed[text]
+
+
+def _quoted(name: str) -> str:
+    return to_sql(exp.to_identifier(name, quoted=True))
 
 
 def alias_of(item: exp.Expr, place: int) -> str:

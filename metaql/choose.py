@@ -16,6 +16,9 @@ from metaql.scope import Unsure
 from metaql.sides import Side, sides
 from metaql.stats import Precision, Statistics
 
+# How much more a form has to promise than its side's rows alone cost to be looked into.
+DEARER = 1.25
+
 
 @dataclass(frozen=True)
 class Alternative:
@@ -43,9 +46,9 @@ class Choice:
 def choose(block: Block, statistics: Statistics) -> Choice:
     """All forms with their costs. Of equal ones the first stays first: fewer sides gathered, the query side before."""
     reasons: list[str] = []
-    found = [_finished(*form, statistics) for form in _forms(block, statistics, reasons)]
+    found = _alternatives(block, statistics, reasons)
     found = [one for one in found if _is_our_own(one.block)]
-    found.append(_finished((), block, (), statistics))
+    found.append(_finished((), (("", block),), statistics))
     # The sort is stable. What nothing is known of is kept as far from pairs as possible.
     found.sort(key=lambda one: one.cost.order)
     return Choice(tuple(found), tuple(dict.fromkeys(reasons)))
@@ -54,18 +57,48 @@ def choose(block: Block, statistics: Statistics) -> Choice:
 Step = tuple[str, Block]
 
 
-def _forms(
-    block: Block, statistics: Statistics, reasons: list[str]
-) -> Iterator[tuple[tuple[Side, ...], Block, tuple[Step, ...]]]:
+def _alternatives(block: Block, statistics: Statistics, reasons: list[str]) -> list[Alternative]:
     single = [(side, form) for side in sides(block) if (form := _gathered(block, side, statistics, reasons))]
     vectors = [one for one in single if not any(gather.keys for gather in one[1].gathers())]
+    found: list[Alternative] = []
     # A side that becomes a single vector is gathered; no form does less than a product for each row of the other.
     for side, form in vectors or single:
-        yield (side,), form, (("gather_side", form),)
-    for (side, form), (other, _) in combinations(vectors or single, 2):
-        both = None if side & other or _meets_one(form) else _gathered(form, other, statistics, reasons)
-        if both is not None:
-            yield (side, other), both, (("gather_side", form), ("gather_side", both))
+        if not _is_dearer(side, block, found, statistics):
+            found.append(_finished((side,), (("gather_side", form),), statistics))
+    for chain in _chains(vectors) if vectors else combinations(single, 2):
+        steps = _gathered_all(chain, statistics, reasons)
+        if steps is not None and not _is_dearer(chain[-1][0], block, found, statistics):
+            found.append(_finished(tuple(side for side, _ in chain), steps, statistics))
+    return found
+
+
+def _chains(vectors: list[tuple[Side, Block]]) -> Iterator[tuple[tuple[Side, Block], ...]]:
+    """The first two, the first three, and so on."""
+    yield from (tuple(vectors[:count]) for count in range(2, len(vectors) + 1))
+
+
+def _gathered_all(
+    chain: tuple[tuple[Side, Block], ...], statistics: Statistics, reasons: list[str]
+) -> tuple[Step, ...] | None:
+    """One side after the other; None where a side can't be gathered beside the others, or need not."""
+    (side, form), *others = chain
+    steps = [("gather_side", form)]
+    for other, _ in others:
+        following = None if side & other or _meets_one(form) else _gathered(form, other, statistics, reasons)
+        if following is None:
+            return None
+        side, form = side | other, following
+        steps.append(("gather_side", form))
+    return tuple(steps)
+
+
+def _is_dearer(side: Side, block: Block, found: list[Alternative], statistics: Statistics) -> bool:
+    """Whether the side's rows alone take about what a form takes that is known, so that no group need be counted."""
+    known = [one.cost.total.value for one in found if one.cost.total.value is not None]
+    relations = [relation for relation in block.relations if relation.alias in side]
+    alone = [tuple(one for one in block.conjuncts if one.reads == {relation.alias}) for relation in relations]
+    rows = [statistics.rows((one,), conditions).value for one, conditions in zip(relations, alone, strict=True)]
+    return bool(known) and max((count or 0 for count in rows), default=0) * DEARER > min(known)
 
 
 def _meets_one(block: Block) -> bool:
@@ -113,6 +146,7 @@ def _unguarded(block: Block, statistics: Statistics) -> Block:
     return replace(block, relations=tuple(known(one) for one in block.relations))
 
 
-def _finished(gathered: tuple[Side, ...], block: Block, rules: tuple[Step, ...], statistics: Statistics) -> Alternative:
-    form, applied = optimize(block) if gathered else (block, ())
-    return Alternative(gathered, form, (*rules, *((name, form) for name in applied)), cost(form, statistics))
+def _finished(gathered: tuple[Side, ...], steps: tuple[Step, ...], statistics: Statistics) -> Alternative:
+    form, applied = optimize(steps[-1][1]) if gathered else (steps[-1][1], ())
+    rules = (*steps, *((name, form) for name in applied)) if gathered else ()
+    return Alternative(gathered, form, rules, cost(form, statistics))

@@ -23,7 +23,7 @@ from metaql.logical import (
     Term,
     Vector,
 )
-from metaql.parse import name_of_output
+from metaql.parse import name_of_output, standing_for
 from metaql.rules.gather_side import restricted
 from metaql.scope import Scope, name_of
 from metaql.stats import Count
@@ -292,7 +292,7 @@ def _rename(scope: Scope, block: Block) -> None:
         after = names.get(scope.canonical(node)) if isinstance(node, exp.Condition) else None
         if after is not None:
             keep_name(select, node)
-            node.replace(after.copy())
+            node.replace(standing_for(after.copy(), node))
         else:
             pending.extend(node.iter_expressions())
 

@@ -13,7 +13,7 @@ import duckdb
 import torch
 
 from metaql.calibrate import constants
-from metaql.catalogue import Catalogue, Names
+from metaql.catalogue import Catalogue, Names, Stretch
 from metaql.database import GradientViews, QueryDatabase
 from metaql.errors import QueryError
 from metaql.execute import Executor, Parameters, averages_gradients
@@ -24,6 +24,8 @@ from metaql.planner import Plan, Plans
 from metaql.relations import create_relations, create_short_forms, free_name
 from metaql.short_forms import expand
 from metaql.storage.store import Store
+from metaql.strategies import reading
+from metaql.udfs.costs import SCAN
 from metaql.udfs.device import DeviceBlocks, device_of, free_bytes
 from metaql.udfs.models import Model
 from metaql.udfs.quoting import quoted
@@ -51,7 +53,7 @@ class Connection:
         session = session_of(connection)
         # Functions hold the session; it goes when they do.
         self._session, self._source = session.id, session.source(database)
-        self._names = Names(database, splits, self._source.space.select)
+        self._names = Names(database, splits, self._source.space.select, self._stretch)
         self._plans = Plans()
 
     def sql(self, query: str, params: Parameters = None) -> Any:
@@ -67,7 +69,7 @@ class Connection:
                 return self._explained(plan, params, frame)
             return executor.run(plan.text, params, frame)
         try:
-            return executor.run(query, params, frame)
+            return executor.run(query, params, frame, plain=True)
         except duckdb.Error as error:
             if not averages_gradients(error):
                 raise
@@ -118,6 +120,18 @@ class Connection:
             measured = measure(profile, session.counters.now() - before, explainer.count)
         lines = explainer.lines(plan, "verbose" in options, measured)
         return executor.run("SELECT unnest(?::VARCHAR[]) AS plan", [lines], frame)
+
+    def _stretch(self, split: str, rows: float) -> Stretch | None:
+        """A split's rows at its newest checkpoint, if they are one collection and to score them all costs less."""
+        found = [one for one in self._store.manifest.collections if one.split.lower() == split and one.checkpoint]
+        newest = [one for one in found if one.checkpoint == max(each.checkpoint or 0 for each in found)]
+        session = find(self._session)
+        if len(newest) != 1 or session is None:
+            return None
+        ways = reading(self._source.space.layers, session.costs, newest[0].rows, rows)
+        if session.costs.choose(ways) != SCAN:
+            return None
+        return Stretch(self._store.id, newest[0].first_row, newest[0].rows)
 
     def _open(self) -> Executor:
         if self._executor is None:

@@ -70,16 +70,31 @@ class Executor:
         self._prepare(connection)
         _open.add(connection)
 
-    def run(self, text: str, parameters: Parameters, frame: FrameType) -> Any:
-        """DuckDB's relation for a query; statements run at once."""
+    def run(self, text: str, parameters: Parameters, frame: FrameType, plain: bool = False) -> Any:
+        """DuckDB's relation for a query; statements run at once.
+
+        A ``plain`` text has nothing to do with gradients: it runs as DuckDB runs it, and is stopped as DuckDB stops.
+        """
+        if plain:
+            return self._run_plain(text, parameters, frame)
         if is_query(text) and not self._has_own_state:
             return as_watched(_call(self._cursor(), text, parameters, frame))
         if not is_query(text):
-            self.view_changes += _VIEWS.search(text) is not None
-            self._has_own_state |= _OWN_STATE.search(text) is not None
-            self.has_own_path |= _OWN_PATH.search(text) is not None
+            self._note(text)
             return watched(self._connection, lambda: _call(self._connection, text, parameters, frame))
         return as_watched(_call(self._connection, text, parameters, frame))
+
+    def _run_plain(self, text: str, parameters: Parameters, frame: FrameType) -> Any:
+        if not is_query(text):
+            self._note(text)
+        own = self._has_own_state or not is_query(text)
+        return _call(self._connection if own else self._cursor(), text, parameters, frame)
+
+    def _note(self, text: str) -> None:
+        """What a statement may change for those that come after it."""
+        self.view_changes += _VIEWS.search(text) is not None
+        self._has_own_state |= _OWN_STATE.search(text) is not None
+        self.has_own_path |= _OWN_PATH.search(text) is not None
 
     def caller(self, frame: FrameType) -> Callable[[str], Any]:
         """DuckDB's relations for queries in the user's frame, all on one cursor."""

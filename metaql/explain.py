@@ -12,12 +12,13 @@ import duckdb
 from metaql.catalogue import Catalogue
 from metaql.choose import Alternative
 from metaql.logical_text import block_text
+from metaql.pairs import LIST
 from metaql.parse import explain_options
 from metaql.physical import Node, Score, is_of_gradients, physical
 from metaql.planner import Plan, Planned
 from metaql.storage.schema import Layer
-from metaql.strategies import Layered, by_layer
-from metaql.udfs.costs import PROBE, SCAN, prices
+from metaql.strategies import Layered, by_layer, reading
+from metaql.udfs.costs import CALL_ROWS, PROBE, SCAN
 from metaql.udfs.counters import Counts
 from metaql.udfs.session import Session
 from metaql.udfs.sources import StoreSource
@@ -110,15 +111,15 @@ class Explainer:
 
     def _reading(self, score: Score) -> str:
         device = self.source.device or "cpu"
+        if score.tiles:
+            return f"as matrices, {CALL_ROWS:,} rows with up to {LIST} members at a time, on {device}"
         right = score.right
         if right is None or min(score.left.rows.value or 0, right.rows.value or 0) != 1:
             return f"rows as they come, on {device}"
         rows = max(score.left.rows.value or 0, right.rows.value or 0)
         every = max((one.rows for one in self.source.store.manifest.collections), default=0) or rows
-        share = min(rows / every, 1.0)
-        terms = [(layer, layer.positions or 1, None) for layer in self._chosen(score) if layer.input_width is not None]
-        ways = prices(self.session.costs, terms).ways(every, share) if terms else {SCAN: 0.0, PROBE: 0.0}
-        way = self.session.costs.choose(ways)
+        ways = reading(self._chosen(score), self.session.costs, every, rows)
+        way = SCAN if score.scan else self.session.costs.choose(ways)
         other = PROBE if way == SCAN else SCAN
         return f"{way} {_time(ways[way])} (instead of {other} {_time(ways[other])}), on {device}"
 

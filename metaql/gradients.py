@@ -30,15 +30,15 @@ def compile_gradient_aggregates(select: exp.Select, catalogue: Catalogue) -> boo
     return any(changed)
 
 
-def compile_gradient_arithmetic(select: exp.Select, catalogue: Catalogue) -> bool:
+def compile_gradient_arithmetic(select: exp.Select, catalogue: Catalogue, columns: bool = True) -> bool:
     """Turns w·g, g/w, g + h and -g into our function over a list; products of such sums into sums of products.
 
-    ⟨g/w, h⟩ is ⟨g, h⟩/w: no vector is made for each row.
+    ⟨g/w, h⟩ is ⟨g, h⟩/w: no vector is made for each row. Without ``columns`` these are known to be numbers.
     """
     found = [
         node for node in select.walk() if isinstance(node, _ARITHMETIC) and node.find_ancestor(exp.Query) is select
     ]
-    if not any(_may_be_vector(operand) for node in found for operand in node.iter_expressions()):
+    if not any(_may_be_vector(operand, columns) for node in found for operand in node.iter_expressions()):
         return False
     try:
         scope = Scope(select, catalogue)
@@ -51,12 +51,14 @@ def compile_gradient_arithmetic(select: exp.Select, catalogue: Catalogue) -> boo
     return bool(outermost)
 
 
-def _may_be_vector(operand: exp.Expr) -> bool:
+def _may_be_vector(operand: exp.Expr, columns: bool) -> bool:
     while isinstance(operand, exp.Paren):
         operand = operand.this
     if isinstance(operand, exp.Anonymous):
         return operand.name.lower() in VECTOR_FUNCTIONS
-    return isinstance(operand, exp.Column | exp.Subquery | exp.Case | exp.Coalesce)
+    if isinstance(operand, exp.Column):
+        return columns
+    return isinstance(operand, exp.Subquery | exp.Case | exp.Coalesce)
 
 
 def _outermost(select: exp.Select, scope: Scope) -> Iterator[exp.Expr]:

@@ -111,7 +111,7 @@ def _items(select: exp.Select) -> list[exp.Expr]:
 
 def _inline(select: exp.Select, item: exp.Expr, catalogue: Catalogue, single: bool) -> bool:
     query = _query_of(item, select, catalogue)
-    outer = catalogue.columns(select)
+    outer = catalogue.columns(select) if query is not None else None
     if query is None or outer is None:
         return False
     query.parent = select

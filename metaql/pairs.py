@@ -19,6 +19,7 @@ from metaql.bind import conjuncts_of
 from metaql.catalogue import Catalogue, alias_of
 from metaql.compile import keep_name, name_outputs
 from metaql.logical import OUTER, Relation, Scalar
+from metaql.parse import standing_for
 from metaql.scope import Scope, Unsure, check_shape, name_of
 from metaql.stats import Statistics
 from metaql.udfs.best import BEST
@@ -32,6 +33,7 @@ LIST = 512
 FEWEST_PAIRS = 1 << 16
 FEWEST_MEMBERS = 16
 PAIRS, LISTS = "metaql_pairs", "metaql_lists"
+HITS = "metaql_hits"
 MEMBER, ALL, PLACE, HIT = "metaql_member", "metaql_members", "metaql_place", "metaql_hit"
 
 
@@ -308,7 +310,7 @@ def _rewrite(shape: _Shape, best: _Best | None) -> None:
         name = next((name for name, known in scores.items() if known == scored), f"metaql_score_{number}")
         scores[name] = scored
         keep_name(select, call)
-        call.replace(exp.column(name, PAIRS))
+        call.replace(standing_for(exp.column(name, PAIRS), call))
     for key in ("expressions", "group", "having", "qualify", "order"):
         value = select.args.get(key)
         for root in list(value) if isinstance(value, list) else [value] if value is not None else []:
@@ -328,13 +330,13 @@ def _rename_columns(root: exp.Expr, shape: _Shape) -> None:
         owners = shape.scope.owners(column)
         if len(owners) == 1:
             keep_name(shape.scope.select, column)
-            column.replace(_place(column, next(iter(owners)), shape))
+            column.replace(standing_for(_place(column, next(iter(owners)), shape), column))
 
 
 def _renamed(condition: exp.Expr, shape: _Shape) -> exp.Expr:
     def place(node: exp.Expr) -> exp.Expr:
         if isinstance(node, exp.Column) and node.table in shape.rows.aliases | shape.members.aliases:
-            return _place(node, node.table, shape)
+            return standing_for(_place(node, node.table, shape), node)
         return node
 
     return condition.copy().transform(place)
@@ -382,7 +384,7 @@ def _best_pairs(rows: _Side, members: _Side, scores: dict[str, exp.Expr], lists:
     if members.columns:
         member = exp.Bracket(this=exp.column(ALL), expressions=[exp.column("member", HIT)], offset=1)
         outer.append(exp.alias_(member, MEMBER))
-    return _named(_query(outer, [_named(inner, "metaql_hits")], []), PAIRS)
+    return _named(_query(outer, [_named(inner, HITS)], []), PAIRS)
 
 
 def _keys(rows: _Side) -> list[exp.Expr]:

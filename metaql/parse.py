@@ -92,6 +92,12 @@ def _text(item: exp.Expr) -> str:
     return to_sql(item, normalize_functions="lower")
 
 
+def standing_for(node: exp.Expr, before: exp.Expr) -> exp.Expr:
+    """The node, which says from now on what it stands for in the text as it was written."""
+    node.meta["was"] = before.meta.get("was") or to_sql(before)
+    return node
+
+
 def explain_options(prefix: str) -> frozenset[str]:
     """The words of an EXPLAIN, in lower case: analyze, verbose, and whatever else stands between its parentheses."""
     found = re.findall(r"[a-z_]+", re.sub(r"--[^\n]*|/\*.*?\*/", " ", prefix, flags=re.DOTALL).lower())

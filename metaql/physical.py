@@ -15,14 +15,19 @@ from metaql.bind import aggregates_of, bind
 from metaql.catalogue import Catalogue, alias_of, cte_of, visible_ctes
 from metaql.cost import joined
 from metaql.logical import Block, Gather, Relation
+from metaql.pairs import HITS, LIST, LISTS, PAIRS
 from metaql.parse import to_sql
+from metaql.scanned import SCANNED
 from metaql.scope import Scope, Unsure, name_of
 from metaql.stats import ONE, UNKNOWN, Count, Statistics
 from metaql.udfs.aggregates import MEAN
 from metaql.udfs.aggregates import SUM as TOTAL
+from metaql.udfs.best import BEST
 from metaql.udfs.score import SCORE
+from metaql.udfs.scores import SCORES
 
 _PRODUCTS = frozenset({"inner_product", "cosine_similarity", SCORE})
+_TILES = frozenset({SCORES, BEST})
 _NAMES = {MEAN: "avg", TOTAL: "sum"}
 
 
@@ -44,6 +49,8 @@ class Score:
     left: Operand
     right: Operand | None
     rows: Count
+    tiles: bool = False
+    scan: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,12 @@ class _Reader:
         aggregates = [to_sql(one) for one in aggregates_of(select, self.catalogue)]
         for call in self._calls(select):
             score = self._score(call, select, block, statistics, rows)
-            gathered = tuple(self._vectors(call))
-            node = Node(f"Score {_product_text(score)}", rows, score, (node, *gathered))
+            tiles = name_of(call) in _TILES
+            gathered = () if tiles else tuple(self._vectors(call))
+            text = f"Score {_product_text(score)}{' in tiles' if tiles else ''}"
+            if name_of(call) == BEST:
+                text += f", the best {call.expressions[3].name} of each {call.expressions[4].name}"
+            node = Node(text, score.rows, score, (node, *gathered))
         own = tuple(one for one in self._own_vectors(select))
         return self._top(select, Node(node.text, node.rows, node.score, (*node.children, *own), node.query), aggregates)
 
@@ -105,7 +116,7 @@ class _Reader:
         group = select.args.get("group")
         if group is not None or aggregates:
             keys = "all keys" if group is not None and group.args.get("all") else ""
-            keys = keys or ", ".join(to_sql(key) for key in (group.expressions if group else ()))
+            keys = keys or ", ".join(_readable(key) for key in (group.expressions if group else ()))
             node = Node(
                 f"Group by {keys}" if group is not None else "Aggregate", UNKNOWN if group else ONE, children=(node,)
             )
@@ -158,6 +169,10 @@ class _Reader:
         number: int,
     ) -> Node:
         alias = alias_of(item, number)
+        if isinstance(item, exp.Subquery) and alias in (PAIRS, HITS):
+            return self.query(item)
+        if isinstance(item, exp.Subquery) and alias == LISTS:
+            return self._lists(item)
         alone = [one for one in block.conjuncts if one.reads == {alias}] if block else []
         rows = statistics.rows((relation,), tuple(alone)) if relation is not None else UNKNOWN
         where = " AND ".join(_readable(one.sql) for one in alone)
@@ -177,6 +192,12 @@ class _Reader:
         if vectors:
             return Node(f"{text[5:]}: by group", rows, children=vectors)
         return Node(text, rows, children=(self.query(inner.this),))
+
+    def _lists(self, item: exp.Subquery) -> Node:
+        side = item.this.args["from_"].this.this
+        block, statistics = self._block(side), self._statistics(side)
+        rows = joined(block, statistics) if block else UNKNOWN
+        return Node(f"Lists of {LIST} gradients", rows, children=(self._source(side, block, statistics, rows),))
 
     def _vectors(self, call: exp.Anonymous) -> Iterator[Node]:
         """What an operand that is a sub-query gathers."""
@@ -210,16 +231,35 @@ class _Reader:
         """The SELECT's own products and norms, equal ones once."""
         found: dict[str, exp.Anonymous] = {}
         for node in select.find_all(exp.Anonymous):
-            if name_of(node) in _PRODUCTS | {"norm"} and node.find_ancestor(exp.Query) is select:
+            if SCANNED in node.meta and node.find_ancestor(exp.Query) is select:
+                call = node.meta[SCANNED]
+                call.parent = node.parent
+                found.setdefault(to_sql(call), call)
+            if name_of(node) in _PRODUCTS | _TILES | {"norm"} and node.find_ancestor(exp.Query) is select:
                 found.setdefault(to_sql(node), node)
         return list(found.values())
 
     def _score(
         self, call: exp.Anonymous, select: exp.Select, block: Block | None, statistics: Statistics, rows: Count
     ) -> Score:
+        if name_of(call) in _TILES:
+            return self._tile(call, select, block, statistics)
         operands = [self._operand(one, select, block, statistics) for one in call.expressions[:2]]
         function = "inner_product" if name_of(call) == SCORE else name_of(call)
-        return Score(function, operands[0], operands[1] if len(operands) > 1 else None, rows)
+        scan = SCANNED in call.meta
+        return Score(function, operands[0], operands[1] if len(operands) > 1 else None, rows, scan=scan)
+
+    def _tile(self, call: exp.Anonymous, select: exp.Select, block: Block | None, statistics: Statistics) -> Score:
+        """Rows with members of lists: for each row all members, or those with the same keys."""
+        measure, rows, lists = call.expressions[:3]
+        left = self._operand(rows, select, block, statistics)
+        side = _members(select)
+        inner = self._block(side)
+        count = joined(inner, self._statistics(side)) if inner else UNKNOWN
+        vector = next(item.this for item in side.expressions if item.alias == lists.name)
+        keyed = any(item.alias.startswith("metaql_key") for item in side.expressions)
+        right = Operand(_vector_text(vector), count, ONE)
+        return Score(measure.name, left, right, UNKNOWN if keyed else left.rows * count, tiles=True)
 
     def _operand(self, argument: exp.Expr, select: exp.Select, block: Block | None, statistics: Statistics) -> Operand:
         patterns: list[str] = []
@@ -273,7 +313,8 @@ class _Reader:
         def exact(item: exp.Expr) -> bool:
             return self.catalogue.stored(item, select) is not None
 
-        return Statistics(self.catalogue.database.answer, exact, visible_ctes(select))
+        counted = self.catalogue.names.counts
+        return Statistics(self.catalogue.database.answer, exact, visible_ctes(select), counted)
 
     def _counting(self, select: exp.Select) -> str:
         plain = exp.Select(expressions=[exp.Count(this=exp.Star(), big_int=True)])
@@ -287,6 +328,14 @@ class _Reader:
 
 def _gathers(item: exp.Expr) -> bool:
     return any(name_of(node) in _NAMES for node in item.find_all(exp.Anonymous))
+
+
+def _members(select: exp.Select) -> exp.Select:
+    """The rows that lists are made of."""
+    lists = next(item for item in select.find_all(exp.Subquery) if item.alias == LISTS)
+    side = lists.this.args["from_"].this.this
+    assert isinstance(side, exp.Select)
+    return side
 
 
 def is_of_gradients(query: exp.Expr) -> bool:
@@ -310,6 +359,10 @@ def _readable(node: exp.Expr) -> str:
     """Our functions by the names that users know."""
 
     def plain(one: exp.Expr) -> exp.Expr:
+        if "was" in one.meta:
+            return exp.var(one.meta["was"])
+        if SCANNED in one.meta:
+            one = one.meta[SCANNED]
         if isinstance(one, exp.Anonymous) and name_of(one) == SCORE:
             return exp.Anonymous(this="inner_product", expressions=one.expressions[:2])
         if isinstance(one, exp.Anonymous) and name_of(one) in _NAMES:

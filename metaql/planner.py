@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
-from metaql.algebra import bare, holds_product
+from metaql.algebra import bare, holds_product, is_product
 from metaql.bind import bind
 from metaql.catalogue import Catalogue, Described, visible_ctes
 from metaql.choose import Choice, choose
@@ -18,6 +18,7 @@ from metaql.inline import expand_aliases, inline, inline_single_rows
 from metaql.logical import Block
 from metaql.pairs import compile_pairs
 from metaql.parse import parse, to_sql
+from metaql.scanned import scan_whole_splits
 from metaql.scope import Unsure, name_of
 from metaql.stats import Statistics
 from metaql.storage.cache import Cache
@@ -123,12 +124,17 @@ def _plan_select(
         expand_aliases(select, catalogue)
     single = holds_product(select) and inline_single_rows(select, catalogue)
     if _plan_block(select, catalogue, chosen, plan):
+        scan_whole_splits(select, catalogue)
+        _unwrap(select)
         return True
     if holds_product(select) and compile_pairs(select, catalogue, _statistics(select, catalogue)):
         return True
     aggregated = compile_gradient_aggregates(select, catalogue)
     combined = compile_gradient_arithmetic(select, catalogue)
-    return _expect_rows(select, catalogue) or single or aggregated or combined
+    if _expect_rows(select, catalogue):
+        scan_whole_splits(select, catalogue)
+        return True
+    return single or aggregated or combined
 
 
 def _expect_rows(select: exp.Select, catalogue: Catalogue) -> bool:
@@ -158,10 +164,10 @@ def _plan_block(
 ) -> bool:
     """Whether the SELECT was changed. If not it is as it was, whatever was tried."""
     before = select.copy()
-    concerned = holds_product(select)
+    concerned = _has_product(select)
     try:
         inline(select, catalogue)
-        concerned = concerned or holds_product(select)
+        concerned = concerned or _has_product(select)
         scope, block = bind(select, catalogue)
         statistics = _statistics(select, catalogue)
         choice = chosen(block, statistics)
@@ -172,8 +178,7 @@ def _plan_block(
             name_outputs(select, before, catalogue)
             form = choice.best.block
             compile_block(scope, form, expected(form, statistics))
-            compile_gradient_arithmetic(select, catalogue)
-            _unwrap(select)
+            compile_gradient_arithmetic(select, catalogue, columns=False)
             return True
     except Unsure as reason:
         if concerned:
@@ -183,6 +188,11 @@ def _plan_block(
     for key, value in before.args.items():
         select.set(key, value)
     return False
+
+
+def _has_product(select: exp.Select) -> bool:
+    """Whether the SELECT itself multiplies gradients, and not just a query nested in it."""
+    return any(is_product(node) and node.find_ancestor(exp.Query) is select for node in select.find_all(exp.Anonymous))
 
 
 def _unwrap(select: exp.Select) -> None:
@@ -207,7 +217,7 @@ def _statistics(select: exp.Select, catalogue: Catalogue) -> Statistics:
     def exact(item: exp.Expr) -> bool:
         return catalogue.stored(item, select) is not None
 
-    return Statistics(catalogue.database.answer, exact, visible_ctes(select))
+    return Statistics(catalogue.database.answer, exact, visible_ctes(select), catalogue.names.counts)
 
 
 def _innermost_first(tree: exp.Expr) -> list[exp.Select]:

@@ -138,6 +138,11 @@ class Scope:
 
     def canonical(self, node: exp.Expr) -> str:
         """The same text for the same expression, whether or not its columns say whose they are."""
+        if isinstance(node, exp.Column):
+            # By far the most common, and the writing of it is the most of the time.
+            owners = self.owners(node) if len(node.parts) == 1 else set()
+            parts = [*(owners if len(owners) == 1 else ()), *(part.name for part in node.parts)]
+            return ".".join(parts).lower()
         return to_sql(self.qualified(node), comments=False).lower()
 
     def qualified(self, node: exp.Expr) -> exp.Expr:

@@ -66,11 +66,14 @@ class Statistics:
     """Counts for one SELECT.
 
     ``exact`` says whether a relation's rows can't change while the connection is open; such are counted. Of others
-    DuckDB's own estimate is taken. ``answer`` runs a query.
+    DuckDB's own estimate is taken. ``answer`` runs a query; ``counted`` keeps what was counted for other SELECTs.
     """
 
-    def __init__(self, answer: Answer, exact: Callable[[exp.Expr], bool], with_: str) -> None:
+    def __init__(
+        self, answer: Answer, exact: Callable[[exp.Expr], bool], with_: str, counted: dict[str, float] | None = None
+    ) -> None:
         self._answer, self._exact, self._with = answer, exact, with_
+        self._counted_before = {} if counted is None else counted
         self._known: dict[str, Count] = {}
         # Texts take longer to write than to look up. What has an id is kept, so that no other can have it.
         self._asked: dict[tuple[int, ...], tuple[Count, object]] = {}
@@ -124,8 +127,10 @@ class Statistics:
     def _ask(self, text: str, exact: bool) -> Count:
         try:
             if exact:
-                counted = Precision.ESTIMATED if "approx_count_distinct" in text else Precision.EXACT
-                return Count(float(self._answer(text)[0][0]), counted)
+                if text not in self._counted_before:
+                    self._counted_before[text] = float(self._answer(text)[0][0])
+                sketched = "approx_count_distinct" in text
+                return Count(self._counted_before[text], Precision.ESTIMATED if sketched else Precision.EXACT)
             return _estimate(self._answer(text))
         except duckdb.Error:
             return UNKNOWN

@@ -32,6 +32,14 @@ def by_layer(
     return [_layered(score, left, right, layer, machine, row_bytes(layer)) for layer in layers]
 
 
+def reading(layers: Iterable[Layer], machine: costs.Constants, every: float, rows: float) -> dict[str, float]:
+    """Seconds to score so many of a split's rows with one vector: all of them in order, or those as they come."""
+    terms = [(layer, costs.stored(layer, 1).positions, None) for layer in layers if layer.input_width is not None]
+    if not terms:
+        return {costs.SCAN: 0.0, costs.PROBE: 0.0}
+    return costs.prices(machine, terms).ways(every, min(rows / max(every, 1), 1.0))
+
+
 def _layered(
     score: Score, left: Operand, right: Operand, layer: Layer, machine: costs.Constants, row_bytes: int
 ) -> Layered:

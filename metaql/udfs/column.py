@@ -37,7 +37,8 @@ def scores(session: Session, terms: tuple[Term, ...], left: Rows, one: Rows, exp
     ``expected`` is how many rows will be asked for in all, by this call and later ones; None when nobody knows.
     """
     numbers = left.numbers
-    low, high = int(numbers.min()), int(numbers.max())
+    ends = (numbers[0], numbers[-1]) if left.consecutive else (numbers.min(), numbers.max())
+    low, high = int(ends[0]), int(ends[1])
     begin, end = left.source.stretch(low)
     window = max(high - low + 1, min(CALL_ROWS, end - begin))
     share = min(len(left) / window if expected is None else expected / max(end - begin, 1), 1.0)
@@ -64,6 +65,8 @@ class _Column:
         if high < first + size:
             found = self._block(first, min(first + size, end), len(numbers), share)
             return self.computed(self.left) if found is None else found[numbers - first]
+        if self.left.consecutive:
+            return self._stretch(begin, end, first, size, share)
         starts = begin + (numbers - begin) // size * size
         result, missing = np.empty(len(numbers)), np.zeros(len(numbers), dtype=np.bool_)
         for first in np.unique(starts).tolist():
@@ -75,6 +78,21 @@ class _Column:
                 result[places] = found[numbers[places] - first]
         if missing.any():
             result[missing] = self.computed(Rows(self.left.source, numbers[missing]))
+        return result
+
+    def _stretch(self, begin: int, end: int, first: int, size: int, share: float) -> Floats:
+        """As ``by_block``, where the rows follow one another: no row's block need be looked up."""
+        low, high = int(self.left.numbers[0]), int(self.left.numbers[-1]) + 1
+        result = np.empty(len(self.left))
+        for start in range(first, high, size):
+            stop = min(start + size, end)
+            part = slice(max(start, low), min(stop, high))
+            found = self._block(start, stop, part.stop - part.start, share)
+            if found is None:
+                numbers = np.arange(part.start, part.stop)
+                result[part.start - low : part.stop - low] = self.computed(Rows(self.left.source, numbers, True))
+            else:
+                result[part.start - low : part.stop - low] = found[part.start - start : part.stop - start]
         return result
 
     def _block(self, begin: int, end: int, asked: int, share: float) -> Floats | None:

@@ -28,6 +28,7 @@ from metaql.udfs.operators import returns_sql
 from metaql.udfs.p2b import P2B
 from metaql.udfs.p2p import P2P
 from metaql.udfs.restore import restore
+from metaql.udfs.scan import scan
 from metaql.udfs.score import score
 from metaql.udfs.scores import scores
 from metaql.udfs.session import Session, find
@@ -36,6 +37,7 @@ OPERATORS = (P2P, P2B, B2P, B2B)
 FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     inner_product,
     score,
+    scan,
     cosine_similarity,
     norm,
     layers,
