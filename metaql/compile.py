@@ -299,12 +299,12 @@ def _rename(scope: Scope, block: Block) -> None:
 
 def name_outputs(select: exp.Select, written: exp.Select, catalogue: Catalogue) -> None:
     """Columns that have no name of their own get the one that DuckDB would give them, where it can say."""
-    if all(isinstance(item, exp.Alias | exp.Column) for item in select.expressions):
+    if all(isinstance(item, exp.Alias | exp.Column) or "named" in item.meta for item in select.expressions):
         return
     columns = catalogue.ask(visible_ctes(select) + without_parameters(written))
     if columns is not None and len(columns) == len(select.expressions):
         for item, (name, _) in zip(select.expressions, columns, strict=True):
-            item.meta["text"] = name
+            item.meta.update(text=name, named=True)
 
 
 def keep_name(select: exp.Select, node: exp.Expr) -> None:

@@ -17,15 +17,14 @@ from metaql.catalogue import Catalogue, Names, Stretch
 from metaql.database import GradientViews, QueryDatabase
 from metaql.errors import QueryError
 from metaql.execute import Executor, Parameters, averages_gradients
-from metaql.explain import Explainer, is_explained, measure
+from metaql.explain import FEWEST_PAIRS, Explainer, is_explained
 from metaql.late_planner import LatePlanner
-from metaql.parse import explain_options, mentions_gradients
+from metaql.parse import mentions_gradients
 from metaql.planner import Plan, Plans
 from metaql.relations import create_relations, create_short_forms, free_name
 from metaql.short_forms import expand
 from metaql.storage.store import Store
-from metaql.strategies import reading
-from metaql.udfs.costs import SCAN
+from metaql.strategies import stretch
 from metaql.udfs.device import DeviceBlocks, device_of, free_bytes
 from metaql.udfs.models import Model
 from metaql.udfs.quoting import quoted
@@ -54,6 +53,7 @@ class Connection:
         # Functions hold the session; it goes when they do.
         self._session, self._source = session.id, session.source(database)
         self._names = Names(database, splits, self._source.space.select, self._stretch)
+        self._store_pairs = max((one.rows for one in store.manifest.collections), default=0) ** 2
         self._plans = Plans()
 
     def sql(self, query: str, params: Parameters = None) -> Any:
@@ -66,7 +66,9 @@ class Connection:
         if mentions_gradients(query, self._views.words()):
             plan = self._plan(query, frame)
             if is_explained(plan):
-                return self._explained(plan, params, frame)
+                lines = self._explainer(frame).explained(plan, lambda text: executor.run(text, params, frame))
+                return executor.run("SELECT unnest(?::VARCHAR[]) AS plan", [lines], frame)
+            self._warn_of_minutes(plan, frame)
             return executor.run(plan.text, params, frame)
         try:
             return executor.run(query, params, frame, plain=True)
@@ -105,33 +107,24 @@ class Connection:
         catalogue = Catalogue(database, self._names)
         return self._plans.plan(expand(query, self._source, catalogue), catalogue)
 
-    def _explained(self, plan: Plan, params: Parameters, frame: FrameType) -> Any:
-        """The plan as a relation with a row for each line. With ANALYZE the query is run first."""
-        executor, options = self._open(), explain_options(plan.prefix)
-        catalogue = Catalogue(QueryDatabase(executor, self._views, frame), self._names)
+    def _warn_of_minutes(self, plan: Plan, frame: FrameType) -> None:
+        """Tells the user of a query that will run for minutes; once for each text."""
+        if plan.warned or not plan.selects or self._store_pairs < FEWEST_PAIRS:
+            return
+        plan.warned = True
+        remark = self._explainer(frame).warning(plan)
+        if remark is not None:
+            warnings.warn(remark, stacklevel=3)
+
+    def _explainer(self, frame: FrameType) -> Explainer:
         session = find(self._session)
         assert session is not None, "the session lives as long as the connection"
-        explainer = Explainer(catalogue, self._source, session)
-        measured = None
-        if "analyze" in options:
-            before = session.counters.now()
-            text = f"EXPLAIN (ANALYZE, FORMAT JSON) {plan.text[len(plan.prefix) :]}"
-            profile = executor.run(text, params, frame).fetchall()[0][1]
-            measured = measure(profile, session.counters.now() - before, explainer.count)
-        lines = explainer.lines(plan, "verbose" in options, measured)
-        return executor.run("SELECT unnest(?::VARCHAR[]) AS plan", [lines], frame)
+        catalogue = Catalogue(QueryDatabase(self._open(), self._views, frame), self._names)
+        return Explainer(catalogue, self._source, session)
 
     def _stretch(self, split: str, rows: float) -> Stretch | None:
-        """A split's rows at its newest checkpoint, if they are one collection and to score them all costs less."""
-        found = [one for one in self._store.manifest.collections if one.split.lower() == split and one.checkpoint]
-        newest = [one for one in found if one.checkpoint == max(each.checkpoint or 0 for each in found)]
         session = find(self._session)
-        if len(newest) != 1 or session is None:
-            return None
-        ways = reading(self._source.space.layers, session.costs, newest[0].rows, rows)
-        if session.costs.choose(ways) != SCAN:
-            return None
-        return Stretch(self._store.id, newest[0].first_row, newest[0].rows)
+        return None if session is None else stretch(self._source, session.costs, split, rows)
 
     def _open(self) -> Executor:
         if self._executor is None:

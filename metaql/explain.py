@@ -38,6 +38,14 @@ def is_explained(plan: Plan) -> bool:
     return bool(plan.selects) or is_of_gradients(plan.tree)
 
 
+# Queries that take so many seconds are warned of.
+MINUTES = 120.0
+# Seconds that a pair of its own costs, besides the product.
+PAIR = 1e-7
+# With fewer pairs in the largest collection nothing takes minutes.
+FEWEST_PAIRS = 10**8
+
+
 @dataclass(frozen=True)
 class Explainer:
     """What the estimates are made from."""
@@ -64,16 +72,33 @@ class Explainer:
         except duckdb.Error:
             return None
 
-    def seconds(self, plan: Plan) -> float | None:
-        """What all products of a plan are expected to take; None where it is not known."""
+    def explained(self, plan: Plan, run: Callable[[str], Any]) -> list[str]:
+        """The lines of an EXPLAIN. With ANALYZE the query is run, for its profile."""
+        options = explain_options(plan.prefix)
+        if "analyze" not in options:
+            return self.lines(plan, "verbose" in options)
+        before = self.session.counters.now()
+        profile = run(f"EXPLAIN (ANALYZE, FORMAT JSON) {plan.text[len(plan.prefix) :]}").fetchall()[0][1]
+        found = measure(profile, self.session.counters.now() - before, self.count)
+        return self.lines(plan, "verbose" in options, found)
+
+    def warning(self, plan: Plan) -> str | None:
+        """What to tell who asks for so many products that they take minutes; None for any other plan."""
         assert plan.tree is not None
-        total = 0.0
+        seconds, pairs = 0.0, 0.0
         for node in _nodes(physical(plan.tree, self.catalogue)):
-            layers = self._layers(node.score) if node.score else []
-            if layers is None:
-                return None
-            total += sum(one.ways[one.way] for one in layers)
-        return total
+            layers = self._layers(node.score) if node.score else None
+            if node.score is not None and node.score.rows.value is not None:
+                pairs = max(pairs, node.score.rows.value)
+                known = sum(one.ways[one.way] for one in layers or ())
+                seconds += known if node.score.tiles or node.score.scan else max(known, PAIR * node.score.rows.value)
+        if seconds < MINUTES:
+            return None
+        why = "; ".join(dict.fromkeys(reason for one in plan.selects for reason in _reasons(one)))
+        return (
+            f"this query multiplies about {pairs:,.0f} pairs of gradients, which takes an estimated"
+            f" {seconds / 60:,.0f} minutes{': ' + why if why else ''}. EXPLAIN shows what takes long"
+        )
 
     def _node(self, node: Node, first: str, rest: str, measured: Measured | None) -> Iterator[str]:
         yield first + node.text + _aligned(first + node.text, self._estimates(node, measured))
@@ -201,6 +226,13 @@ def _choice(planned: Planned) -> Iterator[str]:
     yield from (f"  instead of {_form(one)}" for one in others)
     if not best.gathered:
         yield from (f"  not gathered: {reason}" for reason in planned.choice.reasons)
+
+
+def _reasons(planned: Planned) -> tuple[str, ...]:
+    """Why a SELECT runs pair by pair."""
+    if planned.choice is None:
+        return (planned.reason,) if planned.reason else ()
+    return () if planned.choice.best.gathered else planned.choice.reasons
 
 
 def _form(alternative: Alternative) -> str:

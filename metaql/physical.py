@@ -17,18 +17,16 @@ from metaql.cost import joined
 from metaql.logical import Block, Gather, Relation
 from metaql.pairs import HITS, LIST, LISTS, PAIRS
 from metaql.parse import to_sql
+from metaql.readable import NAMES, gathers, readable, short, vector_text
 from metaql.scanned import SCANNED
 from metaql.scope import Scope, Unsure, name_of
 from metaql.stats import ONE, UNKNOWN, Count, Statistics
-from metaql.udfs.aggregates import MEAN
-from metaql.udfs.aggregates import SUM as TOTAL
 from metaql.udfs.best import BEST
 from metaql.udfs.score import SCORE
 from metaql.udfs.scores import SCORES
 
 _PRODUCTS = frozenset({"inner_product", "cosine_similarity", SCORE})
 _TILES = frozenset({SCORES, BEST})
-_NAMES = {MEAN: "avg", TOTAL: "sum"}
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,9 @@ class _Reader:
         written = tree.copy()
         inner = written.find(exp.Query)
         if query is None or inner is None:
-            return Node(_short(to_sql(tree)))
+            return Node(short(to_sql(tree)))
         inner.replace(exp.to_identifier("…"))
-        return Node(_short(to_sql(written)), children=(self.query(query),))
+        return Node(short(to_sql(written)), children=(self.query(query),))
 
     def query(self, query: exp.Expr) -> Node:
         if isinstance(query, exp.Subquery):
@@ -93,12 +91,14 @@ class _Reader:
         if isinstance(query, exp.SetOperation):
             kind = type(query).__name__ + ("" if query.args.get("distinct") else " all")
             return Node(kind.capitalize(), children=(self.query(query.this), self.query(query.expression)))
-        return Node(_short(to_sql(query)))
+        return Node(short(to_sql(query)))
 
     def select(self, select: exp.Select) -> Node:
         """From the last step to the first."""
         block, statistics = self._block(select), self._statistics(select)
-        rows = joined(block, statistics) if block else UNKNOWN
+        rows = (
+            joined(block, statistics) if block else statistics.estimate(self._of_source(select, exp.Literal.number(1)))
+        )
         node = self._source(select, block, statistics, rows)
         aggregates = [to_sql(one) for one in aggregates_of(select, self.catalogue)]
         for call in self._calls(select):
@@ -116,19 +116,19 @@ class _Reader:
         group = select.args.get("group")
         if group is not None or aggregates:
             keys = "all keys" if group is not None and group.args.get("all") else ""
-            keys = keys or ", ".join(_readable(key) for key in (group.expressions if group else ()))
+            keys = keys or ", ".join(readable(key) for key in (group.expressions if group else ()))
             node = Node(
                 f"Group by {keys}" if group is not None else "Aggregate", UNKNOWN if group else ONE, children=(node,)
             )
         for key, name in (("having", "Having"), ("qualify", "Qualify")):
             if select.args.get(key):
-                node = Node(_short(f"{name} {_readable(select.args[key].this)}"), children=(node,))
+                node = Node(short(f"{name} {readable(select.args[key].this)}"), children=(node,))
         if select.args.get("distinct"):
             node = Node("Distinct", children=(node,))
         order, limit = select.args.get("order"), select.args.get("limit")
         if order or limit:
-            by = ", ".join(_readable(one) for one in order.expressions) if order else ""
-            count = f"{_readable(limit.expression)} rows" if limit and limit.expression else ""
+            by = ", ".join(readable(one) for one in order.expressions) if order else ""
+            count = f"{readable(limit.expression)} rows" if limit and limit.expression else ""
             text = " ".join(
                 part
                 for part in (
@@ -138,7 +138,7 @@ class _Reader:
                 )
                 if part
             )
-            node = Node(_short(text), children=(node,))
+            node = Node(short(text), children=(node,))
         return node
 
     def _source(self, select: exp.Select, block: Block | None, statistics: Statistics, rows: Count) -> Node:
@@ -152,12 +152,13 @@ class _Reader:
             return children[0]
         if not children:
             return Node("One row", ONE)
-        ties = [one for one in block.conjuncts if len(one.reads) > 1] if block else []
-        condition = (
-            " AND ".join(_readable(one.sql) for one in ties) if block else _readable(where.this) if where else ""
-        )
-        text = f"Join on {condition}" if condition else "Cross product"
-        return Node(_short(text), rows, children=tuple(children), query=self._counting(select))
+        if block is None:
+            joins = " ".join(to_sql(join) for join in select.args.get("joins") or ())
+            text = f"Join: {joins}" + (f" where {readable(where.this)}" if where else "")
+        else:
+            ties = " AND ".join(readable(one.sql) for one in block.conjuncts if len(one.reads) > 1)
+            text = f"Join on {ties}" if ties else "Cross product"
+        return Node(short(text), rows, children=tuple(children), query=self._counting(select))
 
     def _item(
         self,
@@ -175,13 +176,13 @@ class _Reader:
             return self._lists(item)
         alone = [one for one in block.conjuncts if one.reads == {alias}] if block else []
         rows = statistics.rows((relation,), tuple(alone)) if relation is not None else UNKNOWN
-        where = " AND ".join(_readable(one.sql) for one in alone)
+        where = " AND ".join(readable(one.sql) for one in alone)
         inner: exp.Expr | None = item if isinstance(item, exp.Subquery) else None
         if isinstance(item, exp.Table):
             cte = cte_of(item, select)
             inner = cte if cte is not None and is_of_gradients(cte.this) else None
         name = item.sql("duckdb") if isinstance(item, exp.Table) else alias
-        text = _short(f"Scan {name}" + (f" where {where}" if where else ""))
+        text = short(f"Scan {name}" + (f" where {where}" if where else ""))
         if inner is None:
             condition = " AND ".join(f"({to_sql(one.sql)})" for one in alone)
             query = f"{visible_ctes(select)}SELECT count(*) FROM {to_sql(item)}" + (
@@ -213,7 +214,7 @@ class _Reader:
             return
         for node in select.find_all(exp.Anonymous):
             if (
-                name_of(node) in _NAMES
+                name_of(node) in NAMES
                 and node.find_ancestor(exp.Query) is select
                 and not isinstance(node.parent, exp.PropertyEQ)
             ):
@@ -225,7 +226,7 @@ class _Reader:
         group = select.args.get("group")
         by = f" by {', '.join(to_sql(key) for key in group.expressions)}" if group else ""
         source = self._source(select, block, statistics, rows)
-        return Node(_short(f"Gather {_vector_text(call)}{by}"), ONE if not group else UNKNOWN, children=(source,))
+        return Node(short(f"Gather {vector_text(call)}{by}"), ONE if not group else UNKNOWN, children=(source,))
 
     def _calls(self, select: exp.Select) -> list[exp.Anonymous]:
         """The SELECT's own products and norms, equal ones once."""
@@ -258,7 +259,7 @@ class _Reader:
         count = joined(inner, self._statistics(side)) if inner else UNKNOWN
         vector = next(item.this for item in side.expressions if item.alias == lists.name)
         keyed = any(item.alias.startswith("metaql_key") for item in side.expressions)
-        right = Operand(_vector_text(vector), count, ONE)
+        right = Operand(vector_text(vector), count, ONE)
         return Score(measure.name, left, right, UNKNOWN if keyed else left.rows * count, tiles=True)
 
     def _operand(self, argument: exp.Expr, select: exp.Select, block: Block | None, statistics: Statistics) -> Operand:
@@ -268,7 +269,7 @@ class _Reader:
             pattern = node.expressions[1]
             patterns += [pattern.name] if isinstance(pattern, exp.Literal) else []
             node = bare(node.expressions[0])
-        text = _vector_text(argument)
+        text = vector_text(argument)
         if isinstance(node, exp.Subquery):
             return Operand(text, ONE, self._gathered(node), tuple(patterns))
         aliases = self._aliases(node, select)
@@ -278,9 +279,9 @@ class _Reader:
             alone = tuple(one for one in block.conjuncts if one.reads == {relation.alias}) if block else ()
             rows = rows * statistics.rows((relation,), alone)
         grouped = any(
-            isinstance(one, Relation) and isinstance(one.item, exp.Subquery) and _gathers(one.item) for one in relations
+            isinstance(one, Relation) and isinstance(one.item, exp.Subquery) and gathers(one.item) for one in relations
         )
-        return Operand(text, rows, UNKNOWN if grouped or name_of(node) in _NAMES else ONE, tuple(patterns))
+        return Operand(text, rows, UNKNOWN if grouped or name_of(node) in NAMES else ONE, tuple(patterns))
 
     def _block(self, select: exp.Expr) -> Block | None:
         if not isinstance(select, exp.Select):
@@ -288,9 +289,7 @@ class _Reader:
         plain = exp.Select(expressions=[exp.Literal.number(1)])
         for key in ("with_", "from_", "joins", "where"):
             value = select.args.get(key)
-            plain.set(
-                key, [one.copy() for one in value] if isinstance(value, list) else value.copy() if value else None
-            )
+            plain.set(key, _copied(value))
         plain.parent = select.parent
         try:
             return bind(plain, self.catalogue)[1]
@@ -317,17 +316,21 @@ class _Reader:
         return Statistics(self.catalogue.database.answer, exact, visible_ctes(select), counted)
 
     def _counting(self, select: exp.Select) -> str:
-        plain = exp.Select(expressions=[exp.Count(this=exp.Star(), big_int=True)])
+        return self._of_source(select, exp.Count(this=exp.Star(), big_int=True))
+
+    def _of_source(self, select: exp.Select, chosen: exp.Expr) -> str:
+        """A SELECT over the same rows."""
+        plain = exp.Select(expressions=[chosen])
         for key in ("from_", "joins", "where"):
             value = select.args.get(key)
-            plain.set(
-                key, [one.copy() for one in value] if isinstance(value, list) else value.copy() if value else None
-            )
+            plain.set(key, _copied(value))
         return visible_ctes(select) + to_sql(plain)
 
 
-def _gathers(item: exp.Expr) -> bool:
-    return any(name_of(node) in _NAMES for node in item.find_all(exp.Anonymous))
+def _copied(value: exp.Expr | list[exp.Expr] | None) -> exp.Expr | list[exp.Expr] | None:
+    if isinstance(value, list):
+        return [one.copy() for one in value]
+    return value.copy() if value is not None else None
 
 
 def _members(select: exp.Select) -> exp.Select:
@@ -340,7 +343,7 @@ def _members(select: exp.Select) -> exp.Select:
 
 def is_of_gradients(query: exp.Expr) -> bool:
     """Whether gradients are multiplied, measured or added up in it."""
-    return any(name_of(node) in _PRODUCTS | {"norm"} | set(_NAMES) for node in query.find_all(exp.Anonymous))
+    return any(name_of(node) in _PRODUCTS | {"norm"} | set(NAMES) for node in query.find_all(exp.Anonymous))
 
 
 def _product_text(score: Score) -> str:
@@ -348,50 +351,3 @@ def _product_text(score: Score) -> str:
         return f"‖{score.left.text}‖"
     sign = "cos" if score.function == "cosine_similarity" else ""
     return f"{sign}⟨{score.left.text}, {score.right.text}⟩"
-
-
-def _vector_text(node: exp.Expr) -> str:
-    """A vector as its user would write it."""
-    return _short(_readable(node), 60)
-
-
-def _readable(node: exp.Expr) -> str:
-    """Our functions by the names that users know."""
-
-    def plain(one: exp.Expr) -> exp.Expr:
-        if "was" in one.meta:
-            return exp.var(one.meta["was"])
-        if SCANNED in one.meta:
-            one = one.meta[SCANNED]
-        if isinstance(one, exp.Anonymous) and name_of(one) == SCORE:
-            return exp.Anonymous(this="inner_product", expressions=one.expressions[:2])
-        if isinstance(one, exp.Anonymous) and name_of(one) in _NAMES:
-            return exp.Anonymous(this=_NAMES[name_of(one)], expressions=[_weighted(one)])
-        if isinstance(one, exp.Subquery) and isinstance(one.this, exp.Select) and _gathers(one):
-            inner: exp.Expr = one.this.expressions[0].unalias()
-            return inner
-        return one
-
-    text = node.copy()
-    for _ in range(4):
-        # A sum of sums in a sub-query: each round looks one level deeper.
-        text = text.transform(plain)
-    return to_sql(text, comments=False)
-
-
-def _weighted(call: exp.Anonymous) -> exp.Expr:
-    """{gradient: g, weight: w} in a list as w·g."""
-    fields = {one.name: one.expression for one in call.find_all(exp.PropertyEQ)}
-    if set(fields) != {"gradient", "weight"}:
-        listed: exp.Expr = call.expressions[0].copy()
-        return listed
-    weight = fields["weight"].this if isinstance(fields["weight"], exp.Cast) else fields["weight"]
-    if isinstance(weight, exp.Literal) and weight.name == "1":
-        gradient: exp.Expr = fields["gradient"].copy()
-        return gradient
-    return exp.Mul(this=exp.paren(weight.copy()), expression=fields["gradient"].copy())
-
-
-def _short(text: str, most: int = 90) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -14,7 +14,7 @@ from metaql.choose import Choice, choose
 from metaql.compile import compile_block, keep_name, name_outputs, scored
 from metaql.cost import expected, joined
 from metaql.gradients import compile_gradient_aggregates, compile_gradient_arithmetic
-from metaql.inline import expand_aliases, inline, inline_single_rows
+from metaql.inline import inline, inline_single_rows
 from metaql.logical import Block
 from metaql.pairs import compile_pairs
 from metaql.parse import parse, to_sql
@@ -22,6 +22,7 @@ from metaql.scanned import scan_whole_splits
 from metaql.scope import Unsure, name_of
 from metaql.stats import Statistics
 from metaql.storage.cache import Cache
+from metaql.substitute import expand_aliases
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Plan:
     prefix: str = ""
     tree: exp.Expr | None = None
     selects: list[Planned] = field(default_factory=list)
+    warned: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ def plan(text: str, catalogue: Catalogue, chosen: Callable[[Block, Statistics], 
     if any(with_.args.get("recursive") for with_ in tree.find_all(exp.With)):
         return Plan(text, statement.prefix)
     _check_patterns(tree, catalogue)
+    if isinstance(tree, exp.Select) and holds_product(tree):
+        # Before anything in it is planned, which a name would show.
+        name_outputs(tree, tree, catalogue)
     planned = Plan(text, statement.prefix, tree)
     changed = [_plan_select(select, catalogue, chosen, planned) for select in _innermost_first(tree)]
     if any(changed):

@@ -96,6 +96,10 @@ class Statistics:
         """Rows that a gathered side has."""
         return self.groups(gather.relations, gather.conjuncts, tuple(key for _, key in gather.keys))
 
+    def estimate(self, query: str) -> Count:
+        """DuckDB's own estimate of a query's rows."""
+        return self._ask(f"EXPLAIN (FORMAT JSON) {query}", exact=False)
+
     def _count(
         self, relations: tuple[Relation | Gather, ...], conjuncts: tuple[Scalar, ...], keys: tuple[Scalar, ...]
     ) -> Count:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from metaql.catalogue import Stretch
 from metaql.physical import Operand, Score
 from metaql.storage.schema import Layer
 from metaql.udfs import costs
+from metaql.udfs.sources import StoreSource
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,18 @@ def reading(layers: Iterable[Layer], machine: costs.Constants, every: float, row
     if not terms:
         return {costs.SCAN: 0.0, costs.PROBE: 0.0}
     return costs.prices(machine, terms).ways(every, min(rows / max(every, 1), 1.0))
+
+
+def stretch(source: StoreSource, machine: costs.Constants, split: str, rows: float) -> Stretch | None:
+    """A split's rows at its newest checkpoint, if they are one collection and to score them all costs less."""
+    found = [one for one in source.store.manifest.collections if one.split.lower() == split and one.checkpoint]
+    newest = [one for one in found if one.checkpoint == max(each.checkpoint or 0 for each in found)]
+    if len(newest) != 1:
+        return None
+    ways = reading(source.space.layers, machine, newest[0].rows, rows)
+    if machine.choose(ways) != costs.SCAN:
+        return None
+    return Stretch(source.store.id, newest[0].first_row, newest[0].rows)
 
 
 def _layered(
