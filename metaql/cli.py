@@ -30,7 +30,10 @@ def sql(options: argparse.Namespace) -> int:
         raise QueryError("there is no query: give one, or write it to standard input")
     with connect(options.store, database=options.database) as connection:
         result = connection.sql(query)
-        if result is not None:
+        if result is not None and result.columns == ["plan"]:
+            # A plan is a text, which a table would wrap.
+            print(*(line for (line,) in result.fetchall()), sep="\n")
+        elif result is not None:
             result.show(max_rows=options.rows)
     return 0
 

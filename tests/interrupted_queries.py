@@ -10,7 +10,6 @@ PAIRS = "train t, validation v, range(1000000000) r"
 FOREVER = f"SELECT max(inner_product(t.gradient, v.gradient)) FROM {PAIRS}"
 ROWS = f"SELECT inner_product(t.gradient, v.gradient) AS s FROM {PAIRS}"
 # What no function of ours sees.
-PLAIN = "SELECT max(a.range * b.range % 7) FROM range(10000000) a, range(100000000) b"
 SHORT = "SELECT count(*), max(inner_product(t.gradient, v.gradient)) IS NOT NULL FROM train t, validation v"
 
 WAYS = {
@@ -23,7 +22,6 @@ WAYS = {
     "to_parquet": lambda db: db.sql(FOREVER).to_parquet("/dev/null"),
     "CREATE TABLE": lambda db: db.sql(f"CREATE TABLE kept AS {FOREVER}"),
     "COPY": lambda db: db.sql(f"COPY ({FOREVER}) TO '/dev/null' (FORMAT csv)"),
-    "no gradients": lambda db: db.sql(PLAIN).fetchall(),
     "a state of its own": lambda db: (db.sql("CREATE TEMP TABLE own AS SELECT 1"), db.sql(FOREVER).fetchall()),
 }
 

@@ -24,6 +24,7 @@ from tests.queries.counting import counted
 from tests.queries.draw import Draw
 from tests.queries.evaluate import Evaluator
 from tests.queries.model import Select, averages_vectors
+from tests.queries.pairs import plan_tiles
 from tests.queries.spelling import Spelling
 from tests.queries.stores import POOL, PlainStore, record
 
@@ -127,6 +128,18 @@ def order_of(select: Select) -> tuple[int, bool] | None:
 
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))
 def test_planned_and_unplanned_and_in_numpy(seed: int, pool: list[Opened]) -> None:
+    compare(seed, pool)
+
+
+@pytest.mark.parametrize("seed", range(FIRST + COUNT, FIRST + COUNT + COUNT // 4))
+def test_in_tiles(seed: int, pool: list[Opened], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of other queries whose pairs are planned as if they were many."""
+    plan_tiles(monkeypatch)
+    compare(seed, pool)
+
+
+def compare(seed: int, pool: list[Opened]) -> None:
+    """The query of a seed must give the rows that loops do, however it is run."""
     opened, asked = ask(seed, pool)
     words = "\n".join([f"METAQL_SEED={seed}", *asked.setup, asked.sql, f"parameters {asked.parameters}"])
     try:
