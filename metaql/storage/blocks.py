@@ -123,7 +123,9 @@ def products(kind: str, suffix: Tensor, prefix: Tensor, groups: int, shape: tupl
 def sum_by_sample(block: Factored, values: Tensor) -> Tensor:
     """Values of each position summed within each sample: [positions, ...] => [n, ...]."""
     if block.offsets is None:
-        return values.reshape(block.samples, -1, *values.shape[1:]).sum(1)
+        # Said in numbers: of no values torch can't tell how many there are of each.
+        each = len(values) // max(block.samples, 1)
+        return values.reshape(block.samples, each, *values.shape[1:]).sum(1)
     total = values.new_zeros(block.samples, *values.shape[1:])
     return total.index_add_(0, owners(block), values)
 
