@@ -15,7 +15,7 @@ import torch
 from metaql.calibrate import constants
 from metaql.catalogue import Catalogue, Names, Stretch
 from metaql.database import GradientViews, QueryDatabase
-from metaql.errors import QueryError
+from metaql.errors import QueryError, StoreError
 from metaql.execute import Executor, Parameters, averages_gradients
 from metaql.explain import FEWEST_PAIRS, Explainer, is_explained
 from metaql.late_planner import LatePlanner
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "metaql"
+# What DuckDB says of a text before it runs any of it.
+_REFUSALS = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException, duckdb.NotImplementedException)
+_BUG = (
+    "MetaQL could not plan this query, so that it runs pair by pair: slower, and right. This is a bug of ours; please"
+    " report it with the query and this: {}"
+)
 
 
 class Connection:
@@ -69,7 +75,7 @@ class Connection:
                 lines = self._explainer(frame).explained(plan, lambda text: executor.run(text, params, frame))
                 return executor.run("SELECT unnest(?::VARCHAR[]) AS plan", [lines], frame)
             self._warn_of_minutes(plan, frame)
-            return executor.run(plan.text, params, frame)
+            return self._run(plan, query, params, frame)
         try:
             return executor.run(query, params, frame, plain=True)
         except duckdb.Error as error:
@@ -79,6 +85,21 @@ class Connection:
             if planned == query:
                 raise
         return executor.run(planned, params, frame)
+
+    def _run(self, plan: Plan, query: str, params: Parameters, frame: FrameType) -> Any:
+        """What DuckDB makes of the plan. What it refuses is told in the user's own text, if that is refused too."""
+        executor = self._open()
+        try:
+            return executor.run(plan.text, params, frame)
+        except _REFUSALS as refusal:
+            if plan.text == query:
+                raise
+            try:
+                result = executor.run(query, params, frame)
+            except duckdb.Error as error:
+                raise (refusal if averages_gradients(error) else error) from None
+            warnings.warn(_BUG.format(refusal), stacklevel=3)
+            return result
 
     def register(self, name: str, table: Any) -> None:
         """Makes a DataFrame or an Arrow table known under a name."""
@@ -105,7 +126,13 @@ class Connection:
     def _plan(self, query: str, frame: FrameType) -> Plan:
         database = QueryDatabase(self._open(), self._views, frame)
         catalogue = Catalogue(database, self._names)
-        return self._plans.plan(expand(query, self._source, catalogue), catalogue)
+        try:
+            return self._plans.plan(expand(query, self._source, catalogue), catalogue)
+        except (QueryError, StoreError, duckdb.Error):
+            raise
+        except Exception as error:
+            warnings.warn(_BUG.format(repr(error)), stacklevel=4)
+            return Plan(query)
 
     def _warn_of_minutes(self, plan: Plan, frame: FrameType) -> None:
         """Tells the user of a query that will run for minutes; once for each text."""

@@ -15,7 +15,8 @@ from metaql.logical_text import block_text
 from metaql.pairs import LIST
 from metaql.parse import explain_options
 from metaql.physical import Node, Score, is_of_gradients, physical
-from metaql.planner import Plan, Planned
+from metaql.planner import Plan
+from metaql.select_planner import Planned
 from metaql.storage.schema import Layer
 from metaql.strategies import Layered, by_layer, reading
 from metaql.udfs.costs import CALL_ROWS, PROBE, SCAN

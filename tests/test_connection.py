@@ -23,6 +23,7 @@ import torch
 import metaql
 from metaql.connection import Connection
 from metaql.errors import NotAStoreError, QueryError, UnknownNameError
+from metaql.planner import Plan
 from metaql.storage.blocks import Block, Full
 from metaql.storage.writer import Writer
 from metaql.udfs.models import Model
@@ -360,6 +361,36 @@ def test_a_plan_is_made_anew_when_a_relation_has_changed(db: Connection) -> None
     assert db.sql(query).fetchall() == [(False, False)]
     db.sql("CREATE OR REPLACE TABLE mine AS SELECT sample_id, 1 AS gradient FROM train")
     assert db.sql(query).fetchall() == [(False, True)]
+
+
+@pytest.mark.parametrize("broken", ["planner", "plan"])
+def test_a_bug_of_the_planner_costs_time_only(broken: str, db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = sorted(db.sql(P2B).fetchall())
+
+    def plan(text: str, catalogue: object) -> Plan:
+        if broken == "planner":
+            raise AttributeError("no such thing")
+        return Plan("SELECT nothing FROM train")
+
+    monkeypatch.setattr(db._plans, "plan", plan)
+    with pytest.warns(UserWarning, match="bug of ours"):
+        found = db.sql(P2B)
+    assert [sample for sample, _ in sorted(found.fetchall())] == [sample for sample, _ in expected]
+    with pytest.raises(duckdb.BinderException, match='"nowhere"'), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        db.sql("SELECT avg(inner_product(t.gradient, v.nowhere)) FROM train t, validation v")
+
+
+def test_queries_that_take_minutes_are_warned_of(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaql.connection.FEWEST_PAIRS", 0)
+    monkeypatch.setattr("metaql.explain.MINUTES", 1e-6)
+    slow = "SELECT t.sample_id, max(inner_product(t.gradient, v.gradient)) FROM train t, validation v GROUP BY ALL"
+    with pytest.warns(UserWarning, match=r"about 40 pairs of gradients.*minutes: max over pairs is not linear"):
+        db.sql(slow)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        db.sql(slow)
+        db.sql("EXPLAIN " + slow.lower())
 
 
 @pytest.mark.parametrize("ending", ["del db; gc.collect(); relation.fetchall()", "del db, relation", "db.close()", ""])
