@@ -19,7 +19,7 @@ SPLITS = {"train": 8, "validation": 5, "held back": 2}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--complete", action="store_true", help="write what came into the files of expected text, for review")
+    parser.addoption("--complete", action="store_true", help="write what came into files of what is expected")
 
 
 def small_layers(dtype: str = "float32") -> tuple[Layer, ...]:
