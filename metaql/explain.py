@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -59,6 +59,8 @@ class Explainer:
         """The plan of a statement as text. ``measured`` puts what happened beside what was expected."""
         assert plan.tree is not None
         root = physical(plan.tree, self.catalogue)
+        if measured is not None and sum(node.score is not None for node in _nodes(root)) == 1:
+            measured = replace(measured, one_score=True)
         found = [*self._node(root, "", "", measured), *self._choices(plan)]
         if verbose:
             found += [*_rules(plan), "", "SQL for DuckDB:", f"  {plan.text[len(plan.prefix) :]}"]
@@ -173,11 +175,15 @@ class Measured:
     seconds: float
     rows: int
     count: Callable[[str], int | None]
+    # Whether all products are those of one node.
+    one_score: bool = False
 
     def beside(self, node: Node) -> list[str]:
         """Behind a node's estimates."""
         if node.score is not None:
-            return ["true rows in the totals"] if node.rows.value is None else []
+            products = self.counts.scored + self.counts.found
+            known = self.one_score and products
+            return [f"true {products:,} in {_time(self.counts.seconds)}"] if known else []
         counted = self.count(node.query) if node.query else None
         return [f"true {counted:,}"] if counted is not None else []
 

@@ -19,7 +19,7 @@ from metaql.pairs import HITS, LIST, LISTS, PAIRS
 from metaql.parse import to_sql
 from metaql.readable import NAMES, gathers, readable, short, vector_text
 from metaql.scanned import SCANNED
-from metaql.scope import Scope, Unsure, name_of
+from metaql.scope import Scope, Unsure, ancestors, name_of
 from metaql.stats import ONE, UNKNOWN, Count, Statistics
 from metaql.udfs.best import BEST
 from metaql.udfs.score import SCORE
@@ -109,7 +109,7 @@ class _Reader:
             if name_of(call) == BEST:
                 text += f", the best {call.expressions[3].name} of each {call.expressions[4].name}"
             node = Node(text, score.rows, score, (node, *gathered))
-        own = tuple(one for one in self._own_vectors(select))
+        own = (*self._own_vectors(select), *self._nested(select))
         return self._top(select, Node(node.text, node.rows, node.score, (*node.children, *own), node.query), aggregates)
 
     def _top(self, select: exp.Select, node: Node, aggregates: list[str]) -> Node:
@@ -193,6 +193,18 @@ class _Reader:
         if vectors:
             return Node(f"{text[5:]}: by group", rows, children=vectors)
         return Node(text, rows, children=(self.query(inner.this),))
+
+    def _nested(self, select: exp.Select) -> Iterator[Node]:
+        """Sub-queries in expressions, other than the operands of products."""
+        for query in select.find_all(exp.Subquery):
+            around = [one for one in ancestors(query.parent) if one is select or one.parent is select]
+            within = [one for one in ancestors(query.parent) if one is not select]
+            if query.find_ancestor(exp.Query) is not select or not is_of_gradients(query):
+                continue
+            operand = any(SCANNED in one.meta or name_of(one) in _PRODUCTS | _TILES for one in within)
+            if not operand and around[0].arg_key not in ("from_", "joins", "with_"):
+                each = " for each row" if self._aliases(query, select) else ""
+                yield Node(f"Sub-query{each}", children=(self.query(query),))
 
     def _lists(self, item: exp.Subquery) -> Node:
         side = item.this.args["from_"].this.this
