@@ -39,9 +39,11 @@ def best_of(shape: Shape) -> Best | None:
 def _top(shape: Shape) -> Best | None:
     order, limit = shape.scope.select.args.get("order"), shape.scope.select.args.get("limit")
     offset = shape.scope.select.args.get("offset")
-    count = _number(limit.expression if limit else None)
+    if limit is None or order is None or any(value for key, value in limit.args.items() if key != "expression"):
+        return None
+    count = _number(limit.expression)
     skipped = _number(offset.expression) if offset else 0
-    if order is None or not count or skipped is None:
+    if not count or skipped is None:
         return None
     return _ordered(shape, order, count + skipped, "all")
 

@@ -127,9 +127,12 @@ class _Binder:
         if isinstance(place, exp.Count) and not isinstance(place.this, exp.Distinct):
             return Aggregate(COUNT, self._counted(place), place)
         if holds_product(place):
-            name = "DISTINCT" if place.find(exp.Distinct) else name_of(place)
+            function = place.this if isinstance(place, exp.IgnoreNulls) else place
+            name = "DISTINCT" if place.find(exp.Distinct) else name_of(function)
             raise Unsure(f"{name} over pairs is not linear in them")
         call = place.this if isinstance(place, exp.IgnoreNulls) else place
+        if call.args.get("count") is not None:
+            raise Unsure(f"{name_of(call)} of several values depends on how often each row comes")
         if not (isinstance(call, _STEADY) or _counts_distinct(call)):
             raise Unsure(f"{name_of(call)} beside a score depends on how often each row comes")
         return Aggregate(STEADY, (), place, self._scalar(call))

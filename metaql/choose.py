@@ -18,6 +18,8 @@ from metaql.stats import Precision, Statistics
 
 # How much more a form has to promise than its side's rows alone cost to be looked into.
 DEARER = 1.25
+# From this share of rows on, groups are no fewer: counts of groups are sketches.
+ALIKE = 0.8
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,15 @@ def _alternatives(block: Block, statistics: Statistics, reasons: list[str]) -> l
     found: list[Alternative] = []
     # A side that becomes a single vector is gathered; no form does less than a product for each row of the other.
     for side, form in vectors or single:
-        if not _is_dearer(side, block, found, statistics):
+        if _gathers_nothing(form, statistics):
+            reasons.append(f"{', '.join(sorted(side))} has about as many groups as rows")
+        elif not _is_dearer(side, block, found, statistics):
             found.append(_finished((side,), (("gather_side", form),), statistics))
     for chain in _chains(vectors) if vectors else combinations(single, 2):
         steps = _gathered_all(chain, statistics, reasons)
-        if steps is not None and not _is_dearer(chain[-1][0], block, found, statistics):
+        if steps is None or _gathers_nothing(steps[-1][1], statistics):
+            continue
+        if not _is_dearer(chain[-1][0], block, found, statistics):
             found.append(_finished(tuple(side for side, _ in chain), steps, statistics))
     return found
 
@@ -90,6 +96,15 @@ def _gathered_all(
         side, form = side | other, following
         steps.append(("gather_side", form))
     return tuple(steps)
+
+
+def _gathers_nothing(form: Block, statistics: Statistics) -> bool:
+    """Whether a gathered side has about as many groups as rows."""
+    for gather in form.gathers():
+        rows, groups = statistics.rows(gather.relations, gather.conjuncts).value, statistics.gathered(gather).value
+        if gather.keys and rows and groups is not None and groups > ALIKE * rows:
+            return True
+    return False
 
 
 def _is_dearer(side: Side, block: Block, found: list[Alternative], statistics: Statistics) -> bool:

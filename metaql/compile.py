@@ -297,11 +297,12 @@ def _rename(scope: Scope, block: Block) -> None:
             pending.extend(node.iter_expressions())
 
 
-def name_outputs(select: exp.Select, written: exp.Select, catalogue: Catalogue) -> None:
+def name_outputs(select: exp.Select, written: exp.Select | str, catalogue: Catalogue) -> None:
     """Columns that have no name of their own get the one that DuckDB would give them, where it can say."""
     if all(isinstance(item, exp.Alias | exp.Column) or "named" in item.meta for item in select.expressions):
         return
-    columns = catalogue.ask(visible_ctes(select) + without_parameters(written))
+    text = written if isinstance(written, str) else visible_ctes(select) + without_parameters(written)
+    columns = catalogue.ask(text)
     if columns is not None and len(columns) == len(select.expressions):
         for item, (name, _) in zip(select.expressions, columns, strict=True):
             item.meta.update(text=name, named=True)

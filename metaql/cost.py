@@ -30,7 +30,8 @@ class Cost:
     def total(self) -> Count:
         """In products of two vectors."""
         many = Count(GROUP, self.groups.precision) * self.groups if self.groups is not ONE else Count(0, ONE.precision)
-        return self.gathered + many + self.products
+        pairs = Count(1 if self.sides else PAIRS, ONE.precision)
+        return self.gathered + many + pairs * self.products
 
     @property
     def order(self) -> tuple[bool, float]:
@@ -38,7 +39,7 @@ class Cost:
         total = self.total.value
         if total is None:
             return True, float(-self.sides)
-        return False, total if self.sides else PAIRS * total
+        return False, total
 
 
 def cost(block: Block, statistics: Statistics) -> Cost:

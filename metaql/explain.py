@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -80,9 +81,10 @@ class Explainer:
         options = explain_options(plan.prefix)
         if "analyze" not in options:
             return self.lines(plan, "verbose" in options)
-        before = self.session.counters.now()
+        before, begin = self.session.counters.now(), time.perf_counter()
         profile = run(f"EXPLAIN (ANALYZE, FORMAT JSON) {plan.text[len(plan.prefix) :]}").fetchall()[0][1]
-        found = measure(profile, self.session.counters.now() - before, self.count)
+        counts, seconds = self.session.counters.now() - before, time.perf_counter() - begin
+        found = Measured(counts, seconds, _rows(json.loads(profile)), self.count)
         return self.lines(plan, "verbose" in options, found)
 
     def warning(self, plan: Plan) -> str | None:
@@ -190,25 +192,13 @@ class Measured:
     def totals(self) -> list[str]:
         """Of the whole query."""
         counts = self.counts
+        calls = f"{counts.calls:,} call{'' if counts.calls == 1 else 's'}"
         return [
             "",
             f"Result: {self.rows:,} row{'' if self.rows == 1 else 's'} in {_time(self.seconds)}",
-            f"Scored: {counts.scored:,} products in {_time(counts.seconds)} of kernels, {counts.calls:,} calls",
+            f"Scored: {counts.scored:,} products in {_time(counts.seconds)} of kernels, {calls}",
             f"Cache: {counts.found:,} hits, {counts.scored:,} misses",
         ]
-
-
-def measure(profile: str, counts: Counts, count: Callable[[str], int | None]) -> Measured:
-    """From DuckDB's JSON profile of the query that was run."""
-    parsed: dict[str, Any] = json.loads(profile)
-    query = parsed.get("query") or {}
-    seconds = parsed.get("latency") or query.get("latency") or _timing(parsed)
-    return Measured(counts, float(seconds), _rows(parsed), count)
-
-
-def _timing(node: dict[str, Any]) -> float:
-    operators = node.get("operator") or node.get("children") or []
-    return float(node.get("timing") or 0) + sum(_timing(one) for one in operators)
 
 
 def _rows(profile: dict[str, Any]) -> int:

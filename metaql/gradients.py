@@ -41,7 +41,7 @@ def compile_gradient_arithmetic(select: exp.Select, catalogue: Catalogue, column
     if not any(_may_be_vector(operand, columns) for node in found for operand in node.iter_expressions()):
         return False
     try:
-        scope = Scope(select, catalogue)
+        scope = Scope(select, catalogue, joins=False)
     except Unsure:
         return False
     outermost = list(_outermost(select, scope))
@@ -129,7 +129,7 @@ def _compile_sum(node: exp.Expr, function: str, argument: exp.Expr, select: exp.
     if isinstance(node.parent, exp.Filter | exp.Window) or not argument.find(exp.Add, exp.Sub):
         return False
     try:
-        terms = expand(argument, Scope(select, catalogue))
+        terms = expand(argument, Scope(select, catalogue, joins=False))
     except Unsure:
         return False
     if any(len(term.vectors) != 1 for term in terms):

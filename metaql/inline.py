@@ -40,6 +40,9 @@ def inline_single_rows(select: exp.Select, catalogue: Catalogue) -> bool:
     try:
         for join in select.args.get("joins") or ():
             check_join(join)
+        if not any(query is not None for query in (_query_of(item, select, catalogue) for item in _items(select))):
+            return False
+        conditions_for_using(select, catalogue)
         return _until_done(select, catalogue, single=True)
     except Unsure:
         return False
@@ -53,7 +56,10 @@ def _until_done(select: exp.Select, catalogue: Catalogue, single: bool) -> bool:
 
 
 def conditions_for_using(select: exp.Select, catalogue: Catalogue) -> None:
-    """JOIN … USING (c) as ON l.c = r.c, where c alone then is l.c."""
+    """JOIN … USING (c) as ON l.c = r.c, where c alone then is l.c. Unsure, with nothing changed, where l is not clear.
+
+    A comma binds looser than JOIN: l is one of the relations since the last one.
+    """
     joins = select.args.get("joins") or []
     if not any(join.args.get("using") for join in joins):
         return
@@ -61,17 +67,33 @@ def conditions_for_using(select: exp.Select, catalogue: Catalogue) -> None:
     if columns is None or any(item.is_star for item in select.expressions):
         raise Unsure("USING merges columns")
     aliases = [alias_of(item, n) for n, item in enumerate(_items(select))]
-    for number, join in enumerate(joins, start=1):
+    found: list[tuple[exp.Join, str, str, str]] = []
+    segment, merged = aliases[:1], dict[str, str]()
+    for alias, join in zip(aliases[1:], joins, strict=True):
+        if _is_comma(join):
+            segment, merged = [alias], {}
+            continue
         for name in [each.name.lower() for each in join.args.get("using") or ()]:
-            left = next((alias for alias in aliases[:number] if name in columns[alias]), None)
-            if left is None or aliases.count(left) > 1:
+            owners = [merged[name]] if name in merged else [one for one in segment if name in columns[one]]
+            if len(owners) != 1 or aliases.count(owners[0]) > 1 or owners[0].startswith("(") or alias.startswith("("):
                 raise Unsure("USING merges columns")
-            for column in columns_of(select):
-                if len(column.parts) == 1 and column.name.lower() == name:
-                    column.set("table", exp.to_identifier(left))
-            condition = exp.EQ(this=exp.column(name, left), expression=exp.column(name, aliases[number]))
-            join.set("on", exp.and_(join.args["on"], condition) if join.args.get("on") else condition)
+            merged[name] = owners[0]
+            found.append((join, name, owners[0], alias))
+        segment = [*segment, alias]
+    alone = [column for column in columns_of(select) if len(column.parts) == 1]
+    meant = [(column, left) for column in alone for _, name, left, _ in found if column.name.lower() == name]
+    if any(len({left for one, left in meant if one is column}) > 1 for column, _ in meant):
+        raise Unsure("USING merges columns")
+    for column, left in meant:
+        column.set("table", exp.to_identifier(left))
+    for join, name, left, right in found:
+        condition = exp.EQ(this=exp.column(name, left), expression=exp.column(name, right))
+        join.set("on", exp.and_(join.args["on"], condition) if join.args.get("on") else condition)
         join.set("using", None)
+
+
+def _is_comma(join: exp.Join) -> bool:
+    return not any(join.args.get(key) for key in ("kind", "side", "method", "on", "using"))
 
 
 @dataclass

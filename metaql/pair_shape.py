@@ -156,6 +156,14 @@ def _owners(node: exp.Expr) -> frozenset[str]:
     return frozenset(column.table for column in node.find_all(exp.Column))
 
 
+def _is_unclear(column: exp.Column, shape: Shape) -> bool:
+    """Whether a name is one of several columns, or no column but a whole row."""
+    if shape.scope.is_alias(column):
+        return False
+    owners = shape.scope.owners(column)
+    return len(owners) > 1 or (not owners and column.name.lower() in {one.lower() for one in shape.scope.columns})
+
+
 def _can_rename(shape: Shape) -> bool:
     """Whether every column is read where it can be told and replaced: not in a nested query."""
     both = shape.rows.aliases | shape.members.aliases
@@ -165,11 +173,6 @@ def _can_rename(shape: Shape) -> bool:
         for root in value if isinstance(value, list) else [value] if value is not None else []:
             if any(isinstance(node, exp.Query) and shape.scope.reads(node) & both for node in root.walk()):
                 return False
-            for column in root.find_all(exp.Column):
-                if (
-                    id(column) not in within
-                    and len(shape.scope.owners(column)) > 1
-                    and not shape.scope.is_alias(column)
-                ):
-                    return False
+            if any(_is_unclear(one, shape) for one in root.find_all(exp.Column) if id(one) not in within):
+                return False
     return True

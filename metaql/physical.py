@@ -80,7 +80,7 @@ class _Reader:
         inner = written.find(exp.Query)
         if query is None or inner is None:
             return Node(short(to_sql(tree)))
-        inner.replace(exp.to_identifier("…"))
+        inner.replace(exp.var("…"))
         return Node(short(to_sql(written)), children=(self.query(query),))
 
     def query(self, query: exp.Expr) -> Node:
@@ -283,7 +283,7 @@ class _Reader:
             node = bare(node.expressions[0])
         text = vector_text(argument)
         if isinstance(node, exp.Subquery):
-            return Operand(text, ONE, self._gathered(node), tuple(patterns))
+            return Operand(text, ONE, self._gathered(node), (*patterns, *_gathered_patterns(node)))
         aliases = self._aliases(node, select)
         relations = [one for one in (block.relations if block else ()) if one.alias in aliases]
         rows = UNKNOWN if block is None else ONE
@@ -337,6 +337,14 @@ class _Reader:
             value = select.args.get(key)
             plain.set(key, _copied(value))
         return visible_ctes(select) + to_sql(plain)
+
+
+def _gathered_patterns(query: exp.Subquery) -> Iterator[str]:
+    """The restriction of all that a sub-query adds up, if there is one for all."""
+    sums = [node for node in query.find_all(exp.Anonymous) if name_of(node) in NAMES]
+    layers = [node for node in query.find_all(exp.Anonymous) if name_of(node) == "layers"]
+    if len(sums) == 1 == len(layers) and isinstance(layers[0].expressions[1], exp.Literal):
+        yield layers[0].expressions[1].name
 
 
 def _copied(value: exp.Expr | list[exp.Expr] | None) -> exp.Expr | list[exp.Expr] | None:

@@ -71,13 +71,23 @@ def plan(text: str, catalogue: Catalogue, chosen: Chooser = choose) -> Plan:
     _check_patterns(tree, catalogue)
     if isinstance(tree, exp.Select) and holds_product(tree):
         # Before anything in it is planned, which a name would show.
-        name_outputs(tree, tree, catalogue)
+        own = text[len(statement.prefix) :]
+        # The user's own words, unless DuckDB would ask what its parameters are.
+        name_outputs(tree, tree if tree.find(exp.Placeholder, exp.Parameter) else own, catalogue)
     planned = Plan(text, statement.prefix, tree)
     changed = [plan_select(select, catalogue, chosen, planned.selects) for select in _innermost_first(tree)]
     if any(changed):
         _drop_unread_ctes(tree)
+        _name_columns(tree)
         planned.text = statement.prefix + to_sql(tree)
     return planned
+
+
+def _name_columns(tree: exp.Expr) -> None:
+    """Columns without a name keep the one that DuckDB gave them, whatever has become of their text."""
+    for item in list(tree.expressions) if isinstance(tree, exp.Select) else ():
+        if "named" in item.meta and not isinstance(item, exp.Alias):
+            item.replace(exp.alias_(item.copy(), item.meta["text"], quoted=True))
 
 
 def _drop_unread_ctes(tree: exp.Expr) -> None:

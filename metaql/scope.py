@@ -39,11 +39,14 @@ class Unsure(Exception):  # noqa: N818 - never leaves the front end
 
 
 class Scope:
-    """A SELECT's relations and names. Unsure when they are joined by more than conditions, or can't be bound."""
+    """A SELECT's relations and names. Unsure when they are joined by more than conditions, or can't be bound.
 
-    def __init__(self, select: exp.Select, catalogue: Catalogue) -> None:
+    Without ``joins`` it does not matter how they are joined, and ``items`` is empty.
+    """
+
+    def __init__(self, select: exp.Select, catalogue: Catalogue, joins: bool = True) -> None:
         self.select, self._catalogue = select, catalogue
-        self.items = items_of(select)
+        self.items = items_of(select) if joins else []
         columns = catalogue.columns(select)
         if columns is None:
             raise Unsure("its relations can't be bound one by one")
@@ -163,6 +166,9 @@ def check_shape(select: exp.Select) -> None:
     strange = [key for key, value in select.args.items() if value and key not in _KNOWN]
     if strange:
         raise Unsure(f"the SELECT has {strange[0].strip('_').upper()}")
+    distinct = select.args.get("distinct")
+    if distinct is not None and distinct.args.get("on"):
+        raise Unsure("DISTINCT ON takes one row of several")
     group = select.args.get("group")
     if group and any(value and key not in ("expressions", "all") for key, value in group.args.items()):
         raise Unsure("GROUP BY has grouping sets")
@@ -205,7 +211,7 @@ def check_join(join: exp.Join) -> None:
     """Unsure unless the join does nothing but combine rows under a condition."""
     side = " ".join(join.args.get(key) or "" for key in ("method", "side", "kind")).strip().upper()
     if side not in ("", "INNER", "CROSS"):
-        raise Unsure(f"a {side} JOIN keeps or drops rows by their partners")
+        raise Unsure(f"{side} JOIN keeps or drops rows by their partners")
     if any(join.args.get(key) for key in ("global", "hint", "match_condition")):
         raise Unsure("a join of an unknown kind")
 

@@ -44,10 +44,10 @@ def plan_select(select: exp.Select, catalogue: Catalogue, chosen: Chooser, notes
         scan_whole_splits(select, catalogue)
         _unwrap(select)
         return True
-    if holds_product(select) and compile_pairs(select, catalogue, _statistics(select, catalogue)):
-        return True
     aggregated = compile_gradient_aggregates(select, catalogue)
     combined = compile_gradient_arithmetic(select, catalogue)
+    if holds_product(select) and compile_pairs(select, catalogue, _statistics(select, catalogue)):
+        return True
     if _expect_rows(select, catalogue):
         scan_whole_splits(select, catalogue)
         return True
@@ -114,7 +114,8 @@ def _unwrap(select: exp.Select) -> None:
     """A scalar sub-query without relations is its expression."""
     outer = select.parent
     known = {key for key, value in select.args.items() if value}
-    if known == {"expressions"} and isinstance(outer, exp.Subquery) and _is_scalar(outer):
+    single = known == {"expressions"} and len(select.expressions) == 1
+    if single and isinstance(outer, exp.Subquery) and _is_scalar(outer):
         around = outer.find_ancestor(exp.Select)
         if around is not None and not outer.alias:
             keep_name(around, outer)
@@ -123,9 +124,13 @@ def _unwrap(select: exp.Select) -> None:
 
 
 def _is_scalar(query: exp.Subquery) -> bool:
-    return not isinstance(
-        query.parent, exp.From | exp.Join | exp.Lateral | exp.CTE | exp.SetOperation | exp.In | exp.Exists
-    )
+    """Whether a sub-query stands where an expression does, and not where rows or lists do."""
+    around = query.parent
+    if isinstance(around, exp.Select):
+        return query.arg_key == "expressions"
+    if isinstance(around, exp.Func):
+        return not isinstance(around, exp.Exists | exp.Array | exp.ArrayAgg)
+    return isinstance(around, exp.Alias | exp.Paren | exp.Binary | exp.Neg | exp.Case | exp.If | exp.Where | exp.Having)
 
 
 def _statistics(select: exp.Select, catalogue: Catalogue) -> Statistics:

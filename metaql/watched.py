@@ -71,7 +71,11 @@ def watched(connection: duckdb.DuckDBPyConnection, call: Callable[[], Result]) -
         with work.stopped():
             _interrupt(connection, future)
         raise
-    return future.result()
+    try:
+        return future.result()
+    except duckdb.CatalogException:
+        # A view of a DataFrame: DuckDB looks for it in the variables of the thread that calls, and finds none there.
+        return call()
 
 
 def _interrupt(connection: duckdb.DuckDBPyConnection, future: Future[Any]) -> None:

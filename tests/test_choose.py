@@ -41,29 +41,29 @@ CHOICES: dict[str, tuple[Block, Numbers, str]] = {
     "class by class, as many classes as rows on one side": (
         block("t v", AVERAGE, by="t.label, v.label"),
         SIXTY_FORTY.where(t_label=60, v_label=4),
-        "v, v and t, t, pairs",
+        "v, pairs",
     ),
     "as many classes as rows on both sides": (
         block("t v", AVERAGE, by="t.sample_id, v.sample_id"),
         SIXTY_FORTY.where(t_sample_id=60, v_sample_id=40),
-        "v, t, v and t, pairs",
+        "pairs",
     ),
     "a sample with its own class": (
         block("t v", AVERAGE, by="t.sample_id", where="t.label = v.label"),
         SIXTY_FORTY.where(t_label=4, v_label=4, t_sample_id=60),
-        "v, pairs, t",
+        "v, pairs",
     ),
     "TracIn": (
         TRACIN,
         Numbers(a=120, b=80, c=2).where(
             a_checkpoint=2, b_checkpoint=2, c_checkpoint=2, b_checkpoint_c_checkpoint=0.5, a_sample_id=60
         ),
-        "b c, a, pairs",
+        "b c, pairs",
     ),
     "samples that come before others, in few groups": (
         block("t v", AVERAGE, by="t.sample_id", where="t.loss > v.loss"),
         SIXTY_FORTY.where(v_loss=8, t_loss=8, t_sample_id=60),
-        "v, pairs, v and t, t",
+        "v, pairs",
     ),
     "two query sides": (
         block("t v w", *TWO_SCORES, by="t.sample_id"),

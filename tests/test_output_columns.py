@@ -61,26 +61,18 @@ TEXTS = (
     f"SELECT t.sample_id, {PAIR}, -{PAIR}, abs({PAIR}) {PAIRS}",
     "SELECT norm(gradient), norm(t.gradient) AS n, gradient FROM train t",
     f"SELECT t.gradient, avg({PAIR}) {PAIRS} GROUP BY t.gradient",
+    # What is written otherwise in the SQL that runs.
+    f"SELECT list(s) FROM (SELECT avg({PAIR}) AS s {PAIRS} GROUP BY v.label)",
+    f"SELECT avg({PAIR}), bool_and(t.label = 1) {PAIRS} GROUP BY v.label",
+    f"SELECT sum({PAIR} * if(v.loss > 1, 1, -1)) {PAIRS} GROUP BY t.sample_id",
+    f"SELECT (SELECT avg({PAIR}) {PAIRS})",
+    f"SELECT (SELECT avg({PAIR}) FROM validation v WHERE v.label = t.label) FROM train t",
+    f"WITH t AS (FROM train), v AS (FROM validation) SELECT sum(2 * {PAIR}) FROM t, v",
     f"SELECT t.sample_id, avg({PAIR}) {PAIRS} GROUP BY t.sample_id UNION ALL SELECT 1, 2",
     "SELECT * FROM p2b()",
     "SELECT avg(influence) FROM p2p()",
 )
 # What DuckDB names a column without an alias after is its text, which is printed otherwise or changed.
-WRONG = {
-    "list, which becomes array_agg": f"SELECT list(s) FROM (SELECT avg({PAIR}) AS s {PAIRS} GROUP BY v.label)",
-    "bool_and, which becomes logical_and": f"SELECT avg({PAIR}), bool_and(t.label = 1) {PAIRS} GROUP BY v.label",
-    "if, which becomes CASE": f"SELECT sum({PAIR} * if(v.loss > 1, 1, -1)) {PAIRS} GROUP BY t.sample_id",
-    "a scalar sub-query": f"SELECT (SELECT avg({PAIR}) {PAIRS})",
-    "a sub-query that stays one": f"SELECT (SELECT avg({PAIR}) FROM validation v WHERE v.label = t.label) FROM train t",
-    "CTEs that are taken in": f"WITH t AS (FROM train), v AS (FROM validation) SELECT sum(2 * {PAIR}) FROM t, v",
-}
-WRONG_SPELLINGS = {
-    "kept_without_partner: correlated",
-    "other_samples: correlated",
-    "over_checkpoints: splits in CTEs",
-    "over_checkpoints: correlated over the query side",
-    "signed: if as a weight",
-}
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +97,9 @@ def test_names_and_types(text: str, db: Connection) -> None:
     assert columns(db.sql(text)) == columns(plain(db, text))
 
 
-@pytest.mark.xfail(reason="named after the text as it is planned", strict=True)
-@pytest.mark.parametrize("name", WRONG)
-def test_names_that_are_not_kept_yet(name: str, db: Connection) -> None:
-    assert columns(db.sql(WRONG[name])) == columns(plain(db, WRONG[name]))
-
-
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda one: one.name)
-def test_names_and_types_of_spellings(spelling: Spelling, db: Connection, request: pytest.FixtureRequest) -> None:
+def test_names_and_types_of_spellings(spelling: Spelling, db: Connection) -> None:
     """Those that DuckDB can bind by itself: it has no average of gradients."""
-    if spelling.name in WRONG_SPELLINGS:
-        request.applymarker(pytest.mark.xfail(reason="named after the text as it is planned", strict=True))
     *before, last = spelling.statements
     for statement in before:
         db.sql(statement)

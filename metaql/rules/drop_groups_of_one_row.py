@@ -45,7 +45,9 @@ def _keeps_its_type(aggregate: Aggregate) -> bool:
     if aggregate.function == STEADY:
         assert aggregate.argument is not None
         call = aggregate.argument.sql
-        return isinstance(call, exp.Min | exp.Max | exp.AnyValue) and not call.expressions
+        # max(x, 3) is a list.
+        plain = not call.expressions and call.args.get("count") is None
+        return plain and isinstance(call, exp.Min | exp.Max | exp.AnyValue)
     return True
 
 

@@ -129,6 +129,5 @@ def test_weights_of_an_average_over_one_row() -> None:
         assert not one.weights
 
 
-@pytest.mark.xfail(reason="the three largest of one row are a list, and sqlglot keeps how many apart", strict=True)
 def test_the_three_largest_of_one_row() -> None:
     assert drop_groups_of_one_row(block("t", NORM, steady("max(t.label, 3)"), by="t.sample_id")) is None
