@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 
@@ -173,12 +174,15 @@ def record_until_interrupted(path):
         with Writer.open(path) as writer:
             committed = len(writer.manifest.collections)
             writer.define("Net", LAYERS, "float32")
-            while True:
+            # Not for ever: an interrupt that comes while the collector runs is only told of.
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
                 collection = writer.collection("train", None)
                 for _ in range(3):
                     collection.append(np.arange(20), blocks(20), np.zeros(20))
                 collection.finish()
                 committed += 1
+        return committed
     except (KeyboardInterrupt, RuntimeError):  # the latter from a lock of threading's that was interrupted
         return committed
 
