@@ -157,11 +157,11 @@ def _owners(node: exp.Expr) -> frozenset[str]:
 
 
 def _is_unclear(column: exp.Column, shape: Shape) -> bool:
-    """Whether a name is one of several columns, or no column but a whole row."""
-    if shape.scope.is_alias(column):
-        return False
+    """Whether a name is one of several columns, or perhaps no column but a whole row."""
     owners = shape.scope.owners(column)
-    return len(owners) > 1 or (not owners and column.name.lower() in {one.lower() for one in shape.scope.columns})
+    if not owners and column.sql("duckdb").lower() in {alias.lower() for alias in shape.scope.columns}:
+        return True
+    return len(owners) > 1 and not shape.scope.is_alias(column)
 
 
 def _can_rename(shape: Shape) -> bool:
