@@ -10,6 +10,7 @@ import duckdb
 from sqlglot import exp
 
 from metaql.parse import to_sql
+from metaql.udfs.quoting import quoted
 from metaql.udfs.references import GRADIENT
 
 # The columns, in lower case, of each relation by its alias; with DuckDB's names of their types.
@@ -115,7 +116,7 @@ class Catalogue:
             return None
         if name not in self.names.columns:
             # Not kept among what was asked: it can't change, and need not be asked again for a plan to hold.
-            described = self.database.describe(f"SELECT * FROM {_quoted(self.names.database)}.main.{_quoted(name)}")
+            described = self.database.describe(f"SELECT * FROM {quoted(self.names.database)}.main.{quoted(name)}")
             self.names.columns[name] = {column.lower(): type_ for column, type_ in described}
         return self.names.columns[name]
 
@@ -125,7 +126,7 @@ class Catalogue:
         if columns is None and place and item.alias:
             # A sub-query may read the relations before it.
             before = ", ".join(map(without_parameters, items[: place + 1]))
-            columns = self.ask(f"{with_}SELECT {_quoted(item.alias)}.* FROM {before}")
+            columns = self.ask(f"{with_}SELECT {quoted(item.alias)}.* FROM {before}")
         return None if columns is None else {name.lower(): type_ for name, type_ in columns}
 
     def is_gradient(self, expression: exp.Expr, select: exp.Select) -> bool:
@@ -169,10 +170,6 @@ class Catalogue:
             places = self.database.own or ()
             self._shadowed[text] = any(self.ask(f"SELECT * FROM {place}.{text}") is not None for place in places)
         return self._shadowed[text]
-
-
-def _quoted(name: str) -> str:
-    return to_sql(exp.to_identifier(name, quoted=True))
 
 
 def alias_of(item: exp.Expr, place: int) -> str:
@@ -219,13 +216,13 @@ def without_parameters(node: exp.Expr) -> str:
 
 def _before(with_: exp.With, select: exp.Expr) -> list[exp.Expr]:
     """All CTEs, or those before the one that the SELECT itself stands in."""
-    around = {id(node) for node in _ancestors(select)}
+    around = {id(node) for node in ancestors(select)}
     inside = next((place for place, cte in enumerate(with_.expressions) if id(cte) in around), None)
     return list(with_.expressions[:inside])
 
 
-def _ancestors(node: exp.Expr) -> Iterator[exp.Expr]:
-    inner: exp.Expr | None = node
-    while inner is not None:
-        yield inner
-        inner = inner.parent
+def ancestors(node: exp.Expr | None) -> Iterator[exp.Expr]:
+    """The node and everything around it, outwards."""
+    while node is not None:
+        yield node
+        node = node.parent

@@ -51,10 +51,8 @@ def compile_block(scope: Scope, block: Block, expected: Count) -> None:
         ):
             product_.replace(scored(vectors[0], vectors[1], expected))
     keyed = [one for one in block.relations if isinstance(one, Relation) or one.keys]
-    select.set("from_", exp.From(this=_item(keyed[0])) if keyed else None)
-    select.set("joins", [exp.Join(this=_item(one), kind="CROSS") for one in keyed[1:]])
     exists = [_exists(one) for one in block.gathers() if one.guarded]
-    select.set("where", _where([*(one.sql for one in block.conjuncts), *exists]))
+    read_from(select, map(_item, keyed), [*(one.sql for one in block.conjuncts), *exists])
     if block.keys is None:
         select.set("group", None)
     for gather in block.gathers():
@@ -186,7 +184,7 @@ def where_present(parts: Iterable[exp.Expr], value: exp.Expr) -> exp.Expr:
 
 def _item(relation: Relation | Gather) -> exp.Expr:
     if isinstance(relation, Relation):
-        return relation.item.copy()
+        return relation.item
     query = _gathered(relation, [_named(key.sql.copy(), name) for name, key in relation.keys] + _columns(relation))
     query.set("group", exp.Group(expressions=[key.sql.copy() for _, key in relation.keys]))
     return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(relation.alias)))
@@ -202,11 +200,7 @@ def _named(sql: exp.Expr, name: str) -> exp.Expr:
 
 def _gathered(gather: Gather, expressions: list[exp.Expr]) -> exp.Select:
     query = exp.Select(expressions=expressions)
-    items = [_item(relation) for relation in gather.relations]
-    query.set("from_", exp.From(this=items[0]))
-    query.set("joins", [exp.Join(this=item, kind="CROSS") for item in items[1:]])
-    query.set("where", _where([one.sql for one in gather.conjuncts]))
-    return query
+    return read_from(query, map(_item, gather.relations), [one.sql for one in gather.conjuncts])
 
 
 def _column(column: Column) -> exp.Expr:
@@ -261,8 +255,13 @@ def _exists(gather: Gather) -> exp.Expr:
     return exp.Exists(this=_gathered(gather, [exp.Literal.number(1)]))
 
 
-def _where(conditions: list[exp.Expr]) -> exp.Where | None:
-    return exp.Where(this=exp.and_(*(one.copy() for one in conditions))) if conditions else None
+def read_from(select: exp.Select, items: Iterable[exp.Expr], conditions: list[exp.Expr]) -> exp.Select:
+    """The SELECT, which now reads copies of these items, all of them joined, under all of these conditions."""
+    items = [item.copy() for item in items]
+    select.set("from_", exp.From(this=items[0]) if items else None)
+    select.set("joins", [exp.Join(this=item, kind="CROSS") for item in items[1:]])
+    select.set("where", exp.Where(this=exp.and_(*(one.copy() for one in conditions))) if conditions else None)
+    return select
 
 
 # Names

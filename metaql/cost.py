@@ -29,7 +29,7 @@ class Cost:
     @property
     def total(self) -> Count:
         """In products of two vectors."""
-        many = Count(GROUP, self.groups.precision) * self.groups if self.groups is not ONE else Count(0, ONE.precision)
+        many = Count(GROUP, ONE.precision) * self.groups
         pairs = Count(1 if self.sides else PAIRS, ONE.precision)
         return self.gathered + many + pairs * self.products
 

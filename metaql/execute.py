@@ -14,6 +14,7 @@ import duckdb
 
 from metaql import progress
 from metaql.parse import is_query
+from metaql.udfs.quoting import quoted
 from metaql.udfs.references import GRADIENT
 from metaql.udfs.register import session_of
 from metaql.watched import as_watched, watch, watched
@@ -106,7 +107,7 @@ class Executor:
         """Where the user's own relations are; None once a statement may have changed where names are looked up."""
         if self.has_own_path:
             return None
-        own = '"' + self.own.replace('"', '""') + '".main'
+        own = f"{quoted(self.own)}.main"
         # Only a connection with a state of its own can have temporary relations.
         return (own, "temp.main") if self._has_own_state else (own,)
 

@@ -13,6 +13,7 @@ from sqlglot import exp
 from metaql.algebra import PRODUCTS
 from metaql.bind import aggregates_of
 from metaql.catalogue import Catalogue, Columns, alias_of, cte_of, is_cte
+from metaql.compile import read_from
 from metaql.parse import parse
 from metaql.scope import VOLATILE, Unsure, check_join, name_of
 from metaql.substitute import columns_of, put
@@ -327,6 +328,4 @@ def _splice(select: exp.Select, item: exp.Expr, items: list[exp.Expr], condition
     where = select.args.get("where")
     all_conditions = [join.args["on"] for join in select.args.get("joins") or () if join.args.get("on")]
     all_conditions = [*([where.this] if where else []), *all_conditions, *conditions]
-    select.set("from_", exp.From(this=kept[0]) if kept else None)
-    select.set("joins", [exp.Join(this=one, kind="CROSS") for one in kept[1:]])
-    select.set("where", exp.Where(this=exp.and_(*all_conditions)) if all_conditions else None)
+    read_from(select, kept, all_conditions)

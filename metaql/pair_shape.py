@@ -25,11 +25,21 @@ class Side:
     """Relations of one side with their own conditions; the columns of theirs that the SELECT reads, and vectors."""
 
     aliases: frozenset[str]
-    items: list[exp.Expr]
-    conjuncts: list[exp.Expr]
+    relations: tuple[Relation, ...]
+    own: tuple[Scalar, ...]
     rows: float
     columns: dict[str, exp.Expr] = field(default_factory=dict)
     keys: list[exp.Expr] = field(default_factory=list)
+
+    @property
+    def items(self) -> list[exp.Expr]:
+        """What stands in FROM."""
+        return [relation.item for relation in self.relations]
+
+    @property
+    def conjuncts(self) -> list[exp.Expr]:
+        """Conditions on this side alone."""
+        return [one.sql for one in self.own]
 
     def column(self, sql: exp.Expr) -> str:
         """The name that an expression of this side gets among the pairs."""
@@ -66,7 +76,7 @@ def shape_of(select: exp.Select, catalogue: Catalogue, statistics: Statistics) -
     left, right = _grown(left, right, conjuncts), _grown(right, left, conjuncts)
     if left & right or left | right != set(aliases):
         return None
-    sides = [_side(side, scope, conjuncts, statistics, catalogue, select) for side in (left, right)]
+    sides = [_side(side, scope, conjuncts, statistics, catalogue) for side in (left, right)]
     if None in sides:
         return None
     rows, members = sorted((one for one in sides if one is not None), key=lambda one: -one.rows)
@@ -79,7 +89,7 @@ def shape_of(select: exp.Select, catalogue: Catalogue, statistics: Statistics) -
             return None
         products.append((call, scope.qualified(ours[0]), scope.qualified(theirs[0])))
     shape = Shape(scope, rows, members, products, [])
-    groups = _ties(shape, conjuncts, statistics, catalogue, select)
+    groups = _ties(shape, conjuncts, statistics)
     if rows.rows * members.rows / groups < FEWEST_PAIRS or members.rows / groups < FEWEST_MEMBERS:
         return None
     return shape if _can_rename(shape) else None
@@ -111,22 +121,18 @@ def _side(
     conjuncts: list[Scalar],
     statistics: Statistics,
     catalogue: Catalogue,
-    select: exp.Select,
 ) -> Side | None:
-    items = [item for n, item in enumerate(scope.items) if alias_of(item, n) in aliases]
     own = tuple(one for one in conjuncts if one.reads and one.reads <= aliases)
     relations = tuple(
-        Relation(alias_of(item, n), item, catalogue.unique_columns(item, select))
+        Relation(alias_of(item, n), item, catalogue.unique_columns(item, scope.select))
         for n, item in enumerate(scope.items)
         if alias_of(item, n) in aliases
     )
     rows = statistics.rows(relations, own).value
-    return None if rows is None else Side(aliases, items, [one.sql for one in own], rows)
+    return None if rows is None else Side(aliases, relations, own, rows)
 
 
-def _ties(
-    shape: Shape, conjuncts: list[Scalar], statistics: Statistics, catalogue: Catalogue, select: exp.Select
-) -> float:
+def _ties(shape: Shape, conjuncts: list[Scalar], statistics: Statistics) -> float:
     """Takes equalities between the sides as keys, and the rest as conditions on pairs; how many keys there are."""
     rows, members = shape.rows, shape.members
     for one in conjuncts:
@@ -142,14 +148,8 @@ def _ties(
             shape.conditions.append(one.sql)
     if not members.keys:
         return 1
-    relations = tuple(
-        Relation(alias_of(item, n), item, catalogue.unique_columns(item, select))
-        for n, item in enumerate(shape.scope.items)
-        if alias_of(item, n) in members.aliases
-    )
-    own = tuple(one for one in conjuncts if one.reads and one.reads <= members.aliases)
     keys = tuple(Scalar(key, members.aliases) for key in members.keys)
-    return max(statistics.groups(relations, own, keys).value or 1, 1)
+    return max(statistics.groups(members.relations, members.own, keys).value or 1, 1)
 
 
 def _owners(node: exp.Expr) -> frozenset[str]:

@@ -13,7 +13,7 @@ from sqlglot import exp
 
 from metaql.best_pairs import Best, best_of
 from metaql.catalogue import Catalogue
-from metaql.compile import keep_name, name_outputs
+from metaql.compile import keep_name, name_outputs, read_from
 from metaql.pair_shape import Shape, Side, shape_of
 from metaql.parse import standing_for
 from metaql.scope import Unsure, name_of
@@ -67,9 +67,7 @@ def _rewrite(shape: Shape, best: Best | None) -> None:
     conditions = [_renamed(one, shape) for one in shape.conditions]
     lists = _lists(members, vectors)
     pairs = _pairs(rows, members, scores, lists) if best is None else _best_pairs(rows, members, scores, lists, best)
-    select.set("from_", exp.From(this=pairs))
-    select.set("joins", None)
-    select.set("where", exp.Where(this=exp.and_(*conditions)) if conditions else None)
+    read_from(select, [pairs], conditions)
 
 
 def _rename_columns(root: exp.Expr, shape: Shape) -> None:
@@ -115,7 +113,7 @@ def _pairs(rows: Side, members: Side, scores: dict[str, exp.Expr], lists: exp.Ex
         exp.EQ(this=key.copy(), expression=exp.column(f"metaql_key_{n}", LISTS))
         for n, key in enumerate(rows.keys, start=1)
     ]
-    query = _query(chosen, [*rows.items, lists], [*rows.conjuncts, *ties])
+    query = read_from(exp.Select(expressions=chosen), [*rows.items, lists], [*rows.conjuncts, *ties])
     return _named(query, PAIRS)
 
 
@@ -127,13 +125,15 @@ def _best_pairs(rows: Side, members: Side, scores: dict[str, exp.Expr], lists: e
     chosen = [exp.alias_(sql.copy(), column) for column, sql in rows.columns.items()]
     chosen += [exp.column(ALL, LISTS)] if members.columns else []
     ties = [exp.EQ(this=key.copy(), expression=one) for key, one in zip(rows.keys, _keys(rows), strict=True)]
-    inner = _query([*chosen, exp.alias_(hit, HIT)], [*rows.items, lists], [*rows.conjuncts, *ties])
+    inner = read_from(
+        exp.Select(expressions=[*chosen, exp.alias_(hit, HIT)]), [*rows.items, lists], [*rows.conjuncts, *ties]
+    )
     outer: list[exp.Expr] = [exp.column(column) for column in rows.columns]
     outer.append(exp.alias_(exp.column("score", HIT), name))
     if members.columns:
         member = exp.Bracket(this=exp.column(ALL), expressions=[exp.column("member", HIT)], offset=1)
         outer.append(exp.alias_(member, MEMBER))
-    return _named(_query(outer, [_named(inner, HITS)], []), PAIRS)
+    return _named(read_from(exp.Select(expressions=outer), [_named(inner, HITS)], []), PAIRS)
 
 
 def _keys(rows: Side) -> list[exp.Expr]:
@@ -145,7 +145,11 @@ def _lists(members: Side, vectors: dict[str, exp.Expr]) -> exp.Expr:
     keys = {f"metaql_key_{n}": key for n, key in enumerate(members.keys, start=1)}
     place = exp.Window(this=exp.RowNumber(), partition_by=[key.copy() for key in keys.values()])
     named = {**keys, **members.columns, **vectors, PLACE: place}
-    inner = _query([exp.alias_(sql.copy(), name) for name, sql in named.items()], members.items, members.conjuncts)
+    inner = read_from(
+        exp.Select(expressions=[exp.alias_(sql.copy(), name) for name, sql in named.items()]),
+        members.items,
+        members.conjuncts,
+    )
     chosen: list[exp.Expr] = [exp.column(name) for name in keys]
     if members.columns:
         fields = [exp.PropertyEQ(this=exp.to_identifier(name), expression=exp.column(name)) for name in members.columns]
@@ -153,9 +157,7 @@ def _lists(members: Side, vectors: dict[str, exp.Expr]) -> exp.Expr:
     for name in vectors:
         chosen.append(exp.alias_(exp.Anonymous(this=MEMBERS, expressions=[_list(exp.column(name))]), name))
     query = exp.Select(expressions=chosen)
-    query.set(
-        "from_", exp.From(this=exp.Subquery(this=inner, alias=exp.TableAlias(this=exp.to_identifier("metaql_side"))))
-    )
+    read_from(query, [_named(inner, "metaql_side")], [])
     number = exp.IntDiv(
         this=exp.paren(exp.Sub(this=exp.column(PLACE), expression=exp.Literal.number(1))),
         expression=exp.Literal.number(LIST),
@@ -171,11 +173,3 @@ def _named(query: exp.Select, alias: str) -> exp.Subquery:
 def _list(value: exp.Expr) -> exp.Expr:
     ordered = exp.Order(this=value, expressions=[exp.Ordered(this=exp.column(PLACE), nulls_first=False)])
     return exp.ArrayAgg(this=ordered)
-
-
-def _query(expressions: list[exp.Expr], items: list[exp.Expr], conditions: list[exp.Expr]) -> exp.Select:
-    query = exp.Select(expressions=expressions)
-    query.set("from_", exp.From(this=items[0].copy()))
-    query.set("joins", [exp.Join(this=item.copy(), kind="CROSS") for item in items[1:]])
-    query.set("where", exp.Where(this=exp.and_(*(one.copy() for one in conditions))) if conditions else None)
-    return query

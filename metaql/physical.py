@@ -12,15 +12,15 @@ from sqlglot import exp
 
 from metaql.algebra import bare
 from metaql.bind import aggregates_of, bind
-from metaql.catalogue import Catalogue, alias_of, cte_of, visible_ctes
+from metaql.catalogue import Catalogue, alias_of, ancestors, cte_of, visible_ctes
 from metaql.cost import joined
 from metaql.logical import Block, Gather, Relation
 from metaql.pairs import HITS, LIST, LISTS, PAIRS
 from metaql.parse import to_sql
 from metaql.readable import NAMES, gathers, readable, short, vector_text
 from metaql.scanned import SCANNED
-from metaql.scope import Scope, Unsure, ancestors, name_of
-from metaql.stats import ONE, UNKNOWN, Count, Statistics
+from metaql.scope import Scope, Unsure, name_of
+from metaql.stats import ONE, UNKNOWN, Count, Statistics, statistics_of
 from metaql.udfs.best import BEST
 from metaql.udfs.score import SCORE
 from metaql.udfs.scores import SCORES
@@ -95,7 +95,7 @@ class _Reader:
 
     def select(self, select: exp.Select) -> Node:
         """From the last step to the first."""
-        block, statistics = self._block(select), self._statistics(select)
+        block, statistics = self._block(select), statistics_of(select, self.catalogue)
         rows = (
             joined(block, statistics) if block else statistics.estimate(self._of_source(select, exp.Literal.number(1)))
         )
@@ -208,7 +208,7 @@ class _Reader:
 
     def _lists(self, item: exp.Subquery) -> Node:
         side = item.this.args["from_"].this.this
-        block, statistics = self._block(side), self._statistics(side)
+        block, statistics = self._block(side), statistics_of(side, self.catalogue)
         rows = joined(block, statistics) if block else UNKNOWN
         return Node(f"Lists of {LIST} gradients", rows, children=(self._source(side, block, statistics, rows),))
 
@@ -233,7 +233,7 @@ class _Reader:
                 yield self._gather(node, select)
 
     def _gather(self, call: exp.Anonymous, select: exp.Select) -> Node:
-        block, statistics = self._block(select), self._statistics(select)
+        block, statistics = self._block(select), statistics_of(select, self.catalogue)
         rows = joined(block, statistics) if block else UNKNOWN
         group = select.args.get("group")
         by = f" by {', '.join(to_sql(key) for key in group.expressions)}" if group else ""
@@ -268,7 +268,7 @@ class _Reader:
         left = self._operand(rows, select, block, statistics)
         side = _members(select)
         inner = self._block(side)
-        count = joined(inner, self._statistics(side)) if inner else UNKNOWN
+        count = joined(inner, statistics_of(side, self.catalogue)) if inner else UNKNOWN
         vector = next(item.this for item in side.expressions if item.alias == lists.name)
         keyed = any(item.alias.startswith("metaql_key") for item in side.expressions)
         right = Operand(vector_text(vector), count, ONE)
@@ -298,10 +298,9 @@ class _Reader:
     def _block(self, select: exp.Expr) -> Block | None:
         if not isinstance(select, exp.Select):
             return None
-        plain = exp.Select(expressions=[exp.Literal.number(1)])
-        for key in ("with_", "from_", "joins", "where"):
-            value = select.args.get(key)
-            plain.set(key, _copied(value))
+        plain = _same_rows(select, exp.Literal.number(1))
+        with_ = select.args.get("with_")
+        plain.set("with_", with_.copy() if with_ is not None else None)
         plain.parent = select.parent
         try:
             return bind(plain, self.catalogue)[1]
@@ -312,7 +311,7 @@ class _Reader:
         """How many samples a sub-query adds up; 1 where it yields a sample's own gradient."""
         select = query.this
         block = self._block(select)
-        return joined(block, self._statistics(select)) if block else UNKNOWN
+        return joined(block, statistics_of(select, self.catalogue)) if block else UNKNOWN
 
     def _aliases(self, node: exp.Expr, select: exp.Select) -> frozenset[str]:
         try:
@@ -320,23 +319,11 @@ class _Reader:
         except Unsure:
             return frozenset()
 
-    def _statistics(self, select: exp.Select) -> Statistics:
-        def exact(item: exp.Expr) -> bool:
-            return self.catalogue.stored(item, select) is not None
-
-        counted = self.catalogue.names.counts
-        return Statistics(self.catalogue.database.answer, exact, visible_ctes(select), counted)
-
     def _counting(self, select: exp.Select) -> str:
         return self._of_source(select, exp.Count(this=exp.Star(), big_int=True))
 
     def _of_source(self, select: exp.Select, chosen: exp.Expr) -> str:
-        """A SELECT over the same rows."""
-        plain = exp.Select(expressions=[chosen])
-        for key in ("from_", "joins", "where"):
-            value = select.args.get(key)
-            plain.set(key, _copied(value))
-        return visible_ctes(select) + to_sql(plain)
+        return visible_ctes(select) + to_sql(_same_rows(select, chosen))
 
 
 def _gathered_patterns(query: exp.Subquery) -> Iterator[str]:
@@ -347,10 +334,14 @@ def _gathered_patterns(query: exp.Subquery) -> Iterator[str]:
         yield layers[0].expressions[1].name
 
 
-def _copied(value: exp.Expr | list[exp.Expr] | None) -> exp.Expr | list[exp.Expr] | None:
-    if isinstance(value, list):
-        return [one.copy() for one in value]
-    return value.copy() if value is not None else None
+def _same_rows(select: exp.Select, chosen: exp.Expr) -> exp.Select:
+    """A SELECT over the same relations and conditions."""
+    plain = exp.Select(expressions=[chosen])
+    for key in ("from_", "joins", "where"):
+        value = select.args.get(key)
+        copied = [one.copy() for one in value] if isinstance(value, list) else value
+        plain.set(key, copied.copy() if isinstance(copied, exp.Expr) else copied)
+    return plain
 
 
 def _members(select: exp.Select) -> exp.Select:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from sqlglot import exp
 
-from metaql.catalogue import Catalogue, Columns, alias_of
+from metaql.catalogue import Catalogue, Columns, alias_of, ancestors
 from metaql.logical import OUTER
 from metaql.parse import to_sql
 from metaql.udfs.aggregates import MEAN
@@ -214,13 +212,6 @@ def check_join(join: exp.Join) -> None:
         raise Unsure(f"{side} JOIN keeps or drops rows by their partners")
     if any(join.args.get(key) for key in ("global", "hint", "match_condition")):
         raise Unsure("a join of an unknown kind")
-
-
-def ancestors(node: exp.Expr | None) -> Iterator[exp.Expr]:
-    """The node and everything around it, outwards."""
-    while node is not None:
-        yield node
-        node = node.parent
 
 
 def name_of(node: exp.Expr) -> str:

@@ -9,7 +9,7 @@ from sqlglot import exp
 
 from metaql.algebra import bare, holds_product, is_product
 from metaql.bind import bind
-from metaql.catalogue import Catalogue, visible_ctes
+from metaql.catalogue import Catalogue
 from metaql.choose import Choice
 from metaql.compile import compile_block, keep_name, name_outputs, scored
 from metaql.cost import expected, joined
@@ -19,7 +19,7 @@ from metaql.logical import Block
 from metaql.pairs import compile_pairs
 from metaql.scanned import scan_whole_splits
 from metaql.scope import Unsure, name_of
-from metaql.stats import Statistics
+from metaql.stats import Statistics, statistics_of
 from metaql.substitute import expand_aliases
 
 
@@ -46,7 +46,7 @@ def plan_select(select: exp.Select, catalogue: Catalogue, chosen: Chooser, notes
         return True
     aggregated = compile_gradient_aggregates(select, catalogue)
     combined = compile_gradient_arithmetic(select, catalogue)
-    if holds_product(select) and compile_pairs(select, catalogue, _statistics(select, catalogue)):
+    if holds_product(select) and compile_pairs(select, catalogue, statistics_of(select, catalogue)):
         return True
     if _expect_rows(select, catalogue):
         scan_whole_splits(select, catalogue)
@@ -68,7 +68,7 @@ def _expect_rows(select: exp.Select, catalogue: Catalogue) -> bool:
         _, block = bind(select, catalogue)
     except Unsure:
         return False
-    rows = joined(block, _statistics(select, catalogue))
+    rows = joined(block, statistics_of(select, catalogue))
     for node in found:
         left, right = sorted(node.expressions, key=lambda one: isinstance(bare(one), exp.Subquery))
         keep_name(select, node)
@@ -84,7 +84,7 @@ def _plan_block(select: exp.Select, catalogue: Catalogue, chosen: Chooser, notes
         inline(select, catalogue)
         concerned = concerned or _has_product(select)
         scope, block = bind(select, catalogue)
-        statistics = _statistics(select, catalogue)
+        statistics = statistics_of(select, catalogue)
         choice = chosen(block, statistics)
         algebraic = any(one.is_score or one.is_vector for one in block.aggregates)
         if concerned:
@@ -131,10 +131,3 @@ def _is_scalar(query: exp.Subquery) -> bool:
     if isinstance(around, exp.Func):
         return not isinstance(around, exp.Exists | exp.Array | exp.ArrayAgg)
     return isinstance(around, exp.Alias | exp.Paren | exp.Binary | exp.Neg | exp.Case | exp.If | exp.Where | exp.Having)
-
-
-def _statistics(select: exp.Select, catalogue: Catalogue) -> Statistics:
-    def exact(item: exp.Expr) -> bool:
-        return catalogue.stored(item, select) is not None
-
-    return Statistics(catalogue.database.answer, exact, visible_ctes(select), catalogue.names.counts)

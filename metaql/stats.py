@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -11,6 +12,7 @@ from typing import Any
 import duckdb
 from sqlglot import exp
 
+from metaql.catalogue import Catalogue, visible_ctes
 from metaql.logical import Gather, Relation, Scalar
 from metaql.parse import to_sql
 
@@ -140,6 +142,15 @@ class Statistics:
             return UNKNOWN
 
 
+def statistics_of(select: exp.Select, catalogue: Catalogue) -> Statistics:
+    """Counts for a SELECT that stands where it does: exact for the store's own relations."""
+
+    def exact(item: exp.Expr) -> bool:
+        return catalogue.stored(item, select) is not None
+
+    return Statistics(catalogue.database.answer, exact, visible_ctes(select), catalogue.names.counts)
+
+
 def _query(base: list[Relation], conjuncts: list[Scalar], keys: tuple[Scalar, ...], exact: bool, with_: str) -> str:
     items = ", ".join(to_sql(relation.item) for relation in base)
     where = " AND ".join(f"({to_sql(one.sql)})" for one in conjuncts)
@@ -159,8 +170,6 @@ def _is_key(relation: Relation | Gather, keys: tuple[Scalar, ...]) -> bool:
 
 def _estimate(plan: list[tuple[Any, ...]]) -> Count:
     """The cardinality that DuckDB puts at the top of its plan."""
-    import json
-
     nodes = json.loads(plan[0][1])
     node = nodes[0] if isinstance(nodes, list) else nodes
     while node:
