@@ -4,7 +4,7 @@ Writes a store (2 GB by default), then asks it from a fresh process: the ten bes
 of samples in random order, and a norm of every row. Prints the largest anonymous resident memory seen, and exits with 1
 when it exceeds the limit. Linux only.
 
-    python bench/memory.py --gigabytes 2 --limit-gigabytes 1
+    python -m bench.memory --gigabytes 2 --limit-gigabytes 1
 """
 
 from __future__ import annotations

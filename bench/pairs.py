@@ -4,8 +4,8 @@
 store's mapped files. One thread each, CPU time, in turns. Exits with 1 when the pairs differ, or SQL takes more than
 2 GB of anonymous memory or more than the limit's times torch's time. Linux only.
 
-    python bench/pairs.py
-    python bench/pairs.py --rows 20000 --queries 500
+    python -m bench.pairs
+    python -m bench.pairs --rows 20000 --queries 500
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Two networks, that of the demonstration and an MLP of three layers, 512 wide; pl
 batches in turns. ``collect`` ends with a commit, synced to the disk. Exits with 1 when a median of ratios exceeds the
 limit or a recorded gradient differs from autograd's.
 
-    python bench/record.py                       # two threads, 10,000 samples
-    python bench/record.py --threads 1 --samples 2000
+    python -m bench.record                       # two threads, 10,000 samples
+    python -m bench.record --threads 1 --samples 2000
 """
 
 from __future__ import annotations

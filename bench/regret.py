@@ -6,8 +6,8 @@ blocks or single rows). All run in turns on one thread, in random order, each wi
 cell's regret is the chosen way's CPU time over that of the best way, by the median of the rounds' ratios. Exits with 1
 when fewer than 95 % of the cells are within 1.3, or one is above 5.
 
-    python bench/regret.py --cells 40 --seed 1   # random cells; a few minutes
-    python bench/regret.py --cells 0             # the full grid; hours
+    python -m bench.regret --cells 40 --seed 1   # random cells; a few minutes
+    python -m bench.regret --cells 0             # the full grid; hours
 
 Rows are as many as make a cell last about a second, at most 50,000. Cells whose query side does not fit are left out.
 """
@@ -30,8 +30,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from score_rows import cpu_seconds, processor
 
+from bench.report import processor
+from bench.score_rows import cpu_seconds
 from metaql import calibrate
 from metaql.storage.blocks import Block, Factored, Full
 from metaql.storage.layout import choose

@@ -7,8 +7,8 @@ parameter, so that both average anew and no score is known from before; what the
 again is printed besides. Both run on one thread, in turns, and what counts is the median of the ratios of their CPU
 times. Exits with 1 when results differ or a ratio exceeds the limit.
 
-    python bench/score_rows.py                   # all shapes
-    python bench/score_rows.py --shape 512x10 --rounds 51
+    python -m bench.score_rows                   # all shapes
+    python -m bench.score_rows --shape 512x10 --rounds 51
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 import metaql
+from bench.report import processor
 from metaql.storage.blocks import Factored
 from metaql.storage.schema import FACTORED, Layer, Parameter
 from metaql.storage.store import Store
@@ -195,14 +196,6 @@ def main() -> int:
     print(f"{ROWS:,} rows, {options.rounds} rounds, CPU time, limit {LIMIT}")
     kept = [measure(name, options.rounds) for name in options.shape or SHAPES]
     return 0 if all(kept) else 1
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
