@@ -53,7 +53,7 @@ class Layer:
     ``parameter`` (which have none and are always laid out in full). ``parameters`` lists the weight
     first, then the bias. ``dtype`` is that on disk: ``float32``, ``float64`` or ``bfloat16``.
     For an embedding ``input_width`` is the number of rows of its table, and a suffix is a row's number.
-    ``positions`` is the number of positions of a sample, None where samples differ.
+    ``positions`` is about how many a sample has, before any are left out; None where nobody knows.
     """
 
     name: str

@@ -187,14 +187,14 @@ def _layer(store: Store, layer: Layer) -> dict[str, Any]:
 
 
 def _factored_bytes(layer: Layer, segments: Iterable[Segment]) -> int | None:
-    """Bytes of one sample's factors; where samples differ, of the average one that is stored."""
+    """Bytes of an average sample's factors: of those that are stored, else of those in the first batch."""
     if layer.input_width is None or layer.output_width is None:
         return None
-    if layer.positions is not None:
-        return _bytes_of(layer, layer.positions)
     stored = [one for one in segments if layer.layout != FULL]
     rows = sum(one.rows for one in stored)
-    return _bytes_of(layer, sum(one.statistics.positions for one in stored) / rows) if rows else None
+    if rows:
+        return _bytes_of(layer, sum(one.statistics.positions for one in stored) / rows)
+    return None if layer.positions is None else _bytes_of(layer, layer.positions)
 
 
 def _bytes_of(layer: Layer, positions: float) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Block, Factored, Full
+from metaql.storage.blocks import Block, Factored, Full, merge_rows
 from metaql.storage.schema import Layer
 from metaql.udfs.contract import weighted_sum
 from metaql.udfs.costs import factor_widths
@@ -180,7 +180,8 @@ def _join_factors(pieces: list[_Piece], gathering: Gathering) -> Factored | None
             lengths = block.offsets.diff() if block.offsets is not None else torch.full_like(weights, each).long()
             suffixes.append(block.suffix)
             prefixes.append(block.prefix * weights.repeat_interleave(lengths).unsqueeze(1))
-    return Factored(torch.cat(suffixes), torch.cat(prefixes), 1)
+    found = Factored(torch.cat(suffixes), torch.cat(prefixes), 1)
+    return merge_rows(found) if pieces[0].term.left.kind == "embedding" else found
 
 
 def _lay_out(pieces: list[_Piece], layer: Layer, gathering: Gathering) -> Tensor:

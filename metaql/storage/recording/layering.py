@@ -6,11 +6,14 @@ A weight and a bias that are only ever used together are one layer; any other pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 
 import torch
 
+from metaql.storage.blocks import Factored
 from metaql.storage.layout import choose
 from metaql.storage.recording.aligned import AlignedUse
+from metaql.storage.recording.factors import factors
 from metaql.storage.schema import FACTORED, FULL, Layer, Parameter, Unfold
 
 FACTORED_KINDS = ("linear", "conv", "embedding")
@@ -81,19 +84,19 @@ def _factored_layer(members: tuple[Parameter, ...], own: Sequence[AlignedUse], d
     shape = members[0].shape
     use = own[0].captured.use
     kind, groups = use.operation.kind, use.groups
-    positions = sum(each.prefix.shape[1] for each in own)
+    found = factors(own)
     if kind == "embedding":
         input_width, output_width = shape[0], shape[1]
     else:
         input_width, output_width = members[0].width // shape[0], shape[0]
+    positions = ceil(len(found.prefix) / found.samples)
     layer = Layer(_name(members), kind, members, FACTORED, dtype, groups, input_width, output_width, positions)
-    return choose(layer, _busy_positions(own), geometry(own))
+    return choose(layer, _busy_positions(found), geometry(own))
 
 
-def _busy_positions(own: Sequence[AlignedUse]) -> float:
+def _busy_positions(found: Factored) -> float:
     """How many positions of an average sample have a prefix other than zero; the others are not kept."""
-    busy = sum(int(use.prefix.any(dim=-1).sum()) for use in own)
-    return busy / own[0].samples
+    return int(found.prefix.any(dim=-1).sum()) / found.samples
 
 
 def geometry(own: Sequence[AlignedUse]) -> Unfold | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from metaql.errors import NotFiniteError, UnsupportedParameterError
 from metaql.storage.blocks import Block, Factored, Full, owners
 from metaql.storage.recording.aligned import AlignedUse
+from metaql.storage.recording.factors import factors
 from metaql.storage.recording.layering import FACTORED_KINDS, geometry
 from metaql.storage.schema import FACTORED, Layer, Parameter
 
@@ -113,14 +114,9 @@ def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str])
 def _factored(layer: Layer, own: Sequence[AlignedUse], samples: int) -> Factored:
     if not own:
         return _nothing(layer, samples)
-    suffix = own[0].kept_input if layer.unfold is not None else _joined([use.suffix for use in own])
-    prefix = _joined([use.prefix for use in own])
-    return Factored(suffix.detach(), prefix.detach(), samples)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Each sample's positions of all uses, one after another: [n, s, ...] each => [positions, ...]."""
-    return (torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]).flatten(0, 1)
+    if layer.unfold is not None:
+        return Factored(own[0].kept_input, own[0].prefix.detach().flatten(0, 1), samples)
+    return factors(own)
 
 
 def _nothing(layer: Layer, samples: int) -> Factored:
