@@ -16,6 +16,7 @@ from metaql.errors import BatchError, ModelStateError, RecordingError, SampleIdE
 from metaql.storage.collection_writer import CollectionWriter
 from metaql.storage.manifest import CROSS_ENTROPY
 from metaql.storage.recording.batches import identified, input_form, inputs_of, labels, move
+from metaql.storage.recording.estimate import Estimate, estimate, first_batch
 from metaql.storage.recording.losses import LossFunction, ModelLosses
 from metaql.storage.recording.metadata import as_table, for_samples, require_same_types
 from metaql.storage.recording.model_state import digest, mixes_samples, require_repeatable, trainable, weights
@@ -141,6 +142,20 @@ class Recorder:
             raise
         finally:
             progress.close()
+
+    def estimate(self, data: Any, batch_size: int = 256) -> Estimate:
+        """What recording all of ``data`` would take, in bytes, memory and seconds, from its first batch; ``print`` it.
+
+        ``data`` is as for ``collect``. Nothing is written, and no checkpoint is needed; ``collect`` does not check that
+        batch again. Metadata is not counted. BatchError for a generator, whose first batch would be used up; otherwise
+        the errors of ``collect``.
+        """
+        self._require_open()
+        self._follow_parameters()
+        require_repeatable(self._model)
+        first = first_batch(data, batch_size)
+        names = trainable(self._model, None)
+        return estimate(first, self._gradients, self._device, self._keep_inputs, self._writer.path, names)
 
     def step(
         self,
