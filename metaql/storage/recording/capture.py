@@ -7,7 +7,7 @@ modules used twice, tied weights and functional calls need no case of their own.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from metaql.errors import ModelStateError
 from metaql.storage.recording.operations import OPERATIONS, Use
+from metaql.storage.recording.row_moves import INDEXING, ORDERING, RowMoves, plain_name
 
 
 @dataclass(frozen=True)
@@ -48,37 +49,38 @@ class Capture(TorchFunctionMode):
     ``on_use`` is called at once with each use and its output, before anything can change it in place, and ``on_move``
     with what functions return that may permute rows. After it,
     ``uses`` holds the captured ones in forward order, and ``other`` names, for each parameter that took part in
-    something without factors, the function it was. ``moves_rows`` is set when the model may have put rows elsewhere
-    depending on the data, so that what holds for one batch need not hold for the next of the same shapes.
+    something without factors, the function it was. ``rows`` says whether what holds for one batch holds for the next
+    of the same shapes; ``constants`` are tensors beside the parameters that are the same for every batch.
     """
 
     parameters: Mapping[str, torch.nn.Parameter]
+    constants: Sequence[Tensor] = ()
     on_use: Callable[[CapturedUse, Tensor], None] | None = None
     on_move: Callable[[Any], None] | None = None
     uses: list[CapturedUse] = field(default_factory=list)
     other: dict[str, str] = field(default_factory=dict)
-    moves_rows: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.rows = RowMoves([*self.parameters.values(), *self.constants])
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
 
     def __torch_function__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        moving = may_move_rows(func, args)
-        self.moves_rows = self.moves_rows or moving
         names = self._tracked(args) | self._tracked(kwargs.values())
         if not names:
             output = func(*args, **kwargs)
-            if moving and self.on_move is not None and may_permute_rows(func, args):
+            self.rows.note(func, args, kwargs, output)
+            if self.on_move is not None and may_permute_rows(func, args):
                 self.on_move(output)
             return output
         if (inner := _see_through(func)) is not None:
             with self:
                 return inner(*args, **kwargs)
         output = func(*args, **kwargs)
+        self.rows.note(func, args, kwargs, output)
         binder = OPERATIONS.get(func)
         use = binder(*args, **kwargs) if binder else None
         if use is not None:
@@ -116,43 +118,12 @@ class Capture(TorchFunctionMode):
         return isinstance(output, (list, tuple)) and any(self._makes_gradients(item) for item in output)
 
 
-_MOVING = frozenset(
-    (
-        *("index_select", "gather", "take", "take_along_dim", "masked_select", "masked_scatter", "scatter"),
-        *(
-            "scatter_add",
-            "scatter_reduce",
-            "index_add",
-            "index_copy",
-            "index_put",
-            "sort",
-            "argsort",
-            "topk",
-            "nonzero",
-        ),
-        *("unique", "repeat_interleave", "roll", "flip", "split", "split_with_sizes", "tensor_split"),
-        *("item", "tolist", "__bool__", "__int__", "__float__", "__index__"),
-    )
-)
-
-
-def may_move_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether a call may reorder, select or regroup rows by what is in the data, or let Python do so."""
-    if may_permute_rows(func, args):
-        return True
-    name = getattr(func, "__name__", "")
-    if name not in ("__getitem__", "__setitem__") or len(args) < 2:
-        return False
-    first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
-    return isinstance(first, int) or (isinstance(first, slice) and (first.start, first.stop) != (None, None))
-
-
 def may_permute_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     """Whether a call takes its rows from places that a tensor or a list says."""
-    name = getattr(func, "__name__", "")
-    if name in _MOVING or name.removesuffix("_") in _MOVING:
-        return True
-    if name not in ("__getitem__", "__setitem__") or len(args) < 2:
+    name = plain_name(func)
+    if name not in ("__getitem__", "__setitem__"):
+        return name in INDEXING or name in ORDERING or name in ("roll", "flip")
+    if len(args) < 2:
         return False
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     return any(isinstance(each, (Tensor, list)) or hasattr(each, "__array__") for each in index)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from metaql.storage.recording.layering import form_layers
 from metaql.storage.recording.losses import ModelLosses, require_one_per_sample
 from metaql.storage.recording.replayed import Gradients, by_function, by_loop, within_batch
 from metaql.storage.recording.sample_blocks import make_block, parameter_gradient, require_same_form
-from metaql.storage.recording.self_check import disagreeing, require_same_losses, shares
+from metaql.storage.recording.self_check import coarsest, disagreeing, require_same_losses, shares
 from metaql.storage.schema import Layer
 
 # How a parameter's gradient is had: from captured operations, by torch.func, by a loop over samples that
@@ -71,13 +72,13 @@ class _Run:
             (use.weight, use.bias, use.use.operation.kind, use.use.inputs.shape, use.use.geometry, dy is None)
             for use, dy in zip(self.capture.uses, self.dys, strict=True)
         )
-        return self.samples, self.hidden, uses, frozenset(self.capture.other), frozenset(self.unseen.items())
+        others = frozenset(self.capture.other), frozenset(self.unseen.items())
+        return self.samples, self.hidden, uses, *others, self.capture.rows.path
 
-    @property
+    @cached_property
     def precision(self) -> torch.dtype:
-        """The coarsest type that gradients passed through."""
-        types = [self.values.dtype, *(dy.dtype for dy in self.dys if dy is not None)]
-        return max(types, key=lambda dtype: torch.finfo(dtype).eps)
+        """The coarsest type that gradients pass through."""
+        return coarsest(self.values)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class _Plan:
 
     alignments: Sequence[Alignment | None]
     routes: Mapping[str, str]
+    # What Python code was told of the data when the plan was found to hold.
+    told: set[tuple[Any, ...]] = field(default_factory=set)
 
     def by(self, *routes: str) -> set[str]:
         return {name for name, route in self.routes.items() if route in routes}
@@ -143,11 +146,7 @@ class SampleGradients:
         with torch.enable_grad():
             run = self._run(batch, samples)
             losses.require_finite(run.values.detach(), ids)
-            if run.signature in self._plans and not run.capture.moves_rows:
-                replayed = self._replay(run, self._plans[run.signature])
-            else:
-                self._plans[run.signature], replayed = self._examine(run)
-            plan = self._plans[run.signature]
+            plan, replayed = self._known(run) or self._examine(run)
         uses = [use for use in _aligned(run, plan.alignments) if not _replaces(replayed, use)]
         assert self.layers is not None
         blocks = {layer.name: make_block(layer, uses, replayed, samples) for layer in self.layers}
@@ -155,7 +154,7 @@ class SampleGradients:
         return BatchGradients(run.values.detach(), run.logits, blocks)
 
     def _run(self, batch: Any, samples: int) -> _Run:
-        capture = Capture(self._parameters)
+        capture = Capture(self._parameters, [*self._losses.parameters(), *self._losses.buffers()])
         with capture:
             result = self._losses.evaluate(batch)
         require_one_per_sample(result.values, samples)
@@ -177,6 +176,29 @@ class SampleGradients:
         found = {name: each is not None for name, each in zip(unseen, gradients[len(dys) :], strict=True)}
         return _Run(batch, samples, result.values, logits, capture, dys, found, False)
 
+    def _known(self, run: _Run) -> tuple[_Plan, Gradients] | None:
+        """The plan for batches like this one, if there is one that holds for this one, and what it replays."""
+        plan = self._plans.get(run.signature)
+        if plan is None or not self._holds(run, plan):
+            return None
+        try:
+            return plan, self._replay(run, plan)
+        except RuntimeError:
+            # What torch.func does may depend on the data, and so may what it can't do.
+            return None
+
+    def _holds(self, run: _Run, plan: _Plan) -> bool:
+        """Whether rows are where the plan has them, though the data may have had a say in it."""
+        if run.capture.rows.told not in plan.told:
+            uses = _aligned(run, plan.alignments)
+            captured = {name for name in plan.by(CAPTURED) if any(_takes_part(name, use) for use in uses)}
+            if self._mixture(run).disagreeing_uses(uses, captured, run.precision):
+                return False
+            plan.told.add(run.capture.rows.told)
+        elif run.capture.rows.by_data:
+            return _owned(run, plan)
+        return True
+
     def _examine(self, run: _Run) -> tuple[_Plan, Gradients]:
         """Settles alignments and routes for batches like this one, and forms the layers or checks them.
 
@@ -197,11 +219,12 @@ class SampleGradients:
             self.layers = form_layers(self._parameters, uses, captured, unused, self._dtype)
         for layer in self.layers:
             require_same_form(layer, uses, captured | unused)
-        return _Plan(alignments, routes), replayed
+        plan = self._plans[run.signature] = _Plan(alignments, routes, {run.capture.rows.told})
+        return plan, replayed
 
     def _mixture(self, run: _Run) -> _Mixture:
         """A random mixture of all the samples' losses, differentiated by plain autograd."""
-        weights = torch.randn(run.samples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        weights = _random_weights(run.samples)
         if run.hidden:
             return _Mixture(weights, {})
         loss = (run.values * weights.to(run.values)).sum()
@@ -354,6 +377,30 @@ def _require_unmixed(run: _Run, chosen: Sequence[int]) -> None:
                     "A sample can't be run alone, and within its batch its loss depends on other samples, so it has no "
                     "gradient of its own. Statistics over the batch and losses that compare samples do this."
                 )
+
+
+def _random_weights(samples: int) -> Tensor:
+    return torch.randn(samples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _owned(run: _Run, plan: _Plan) -> bool:
+    """Whether what comes to each row grows with the loss of the sample that the plan gives it to, and with no other."""
+    uses = _aligned(run, plan.alignments)
+    if not uses:
+        return True
+    weights = _random_weights(run.samples)
+    mixed = _backward((run.values * weights.to(run.values)).sum(), [use.captured.edge for use in uses])
+    got, expected = {}, {}
+    for number, (use, dy) in enumerate(zip(uses, mixed, strict=True)):
+        if dy is None:
+            return False
+        got[str(number)] = replace(use, dy=dy).prefix
+        expected[str(number)] = use.prefix * weights.to(use.prefix)[:, None, None]
+    return not disagreeing(got, expected, run.precision)
+
+
+def _takes_part(name: str, use: AlignedUse) -> bool:
+    return name in (use.captured.weight, use.captured.bias)
 
 
 def _replaces(replayed: Mapping[str, Tensor], use: AlignedUse) -> bool:

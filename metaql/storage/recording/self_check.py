@@ -15,6 +15,19 @@ TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 0.1, torc
 NOISE = 1e-3
 
 
+def coarsest(values: Tensor) -> torch.dtype:
+    """The coarsest floating-point type that the gradients of values pass through on their way back."""
+    found, waiting, seen = {values.dtype}, [values.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.update(each.dtype for each in getattr(node, "_input_metadata", ()) if each is not None)
+        waiting += [each for each, _ in node.next_functions]
+    return max((each for each in found if each in TOLERANCE), key=lambda dtype: torch.finfo(dtype).eps)
+
+
 def disagreeing(
     got: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],

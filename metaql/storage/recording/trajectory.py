@@ -121,7 +121,7 @@ class Trajectory:
     def _blocks(self, watched: WatchedStep, scale: Tensor) -> dict[str, Block]:
         """Each layer's block, from a pass that is over."""
         self._require_captured(watched)
-        is_new = watched.moves_rows or watched.signature not in self._alignments
+        is_new = watched.rows.by_data or watched.signature not in self._alignments
         alignments = watched.alignments if is_new else self._alignments[watched.signature]
         uses = _aligned(watched, alignments, scale)
         if is_new:

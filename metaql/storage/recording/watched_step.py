@@ -79,7 +79,7 @@ class WatchedStep(Capture):
         uses = tuple(
             (use.weight, use.bias, use.use.operation.kind, use.use.inputs.shape, use.use.geometry) for use in self.uses
         )
-        return self.samples, uses
+        return self.samples, uses, self.rows.path, self.rows.told
 
     def __enter__(self) -> Self:
         if not self._handles:
@@ -101,7 +101,7 @@ class WatchedStep(Capture):
     def __torch_function__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.Tensor.backward and self.uses and (self.moves_rows or self._unsettled(self.signature)):
+        if func is torch.Tensor.backward and self.uses and (self.rows.by_data or self._unsettled(self.signature)):
             # The last moment at which the graph is whole.
             self._probing = True
             self.alignments = self._align()
@@ -150,7 +150,7 @@ class WatchedStep(Capture):
             return torch.autograd.grad([place.edge], edges, [direction], retain_graph=True, allow_unused=True)
 
         # Where rows may be anywhere, a few samples do not stand for the others.
-        tried = range(self.samples) if self.moves_rows else probes(self.samples)
+        tried = range(self.samples) if self.rows.by_data else probes(self.samples)
         shapes = [place.leading for place in self._path]
         found = align_backwards(shapes, self.samples, gradients_from, tried, self._mixing)
         return [way for way, place in zip(found, self._path, strict=True) if place.use is not None]
