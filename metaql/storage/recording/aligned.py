@@ -60,15 +60,18 @@ class AlignedUse:
         """What this use adds to its bias' gradient, [n or the chosen samples, output width]."""
         return (self.prefix if chosen is None else self.prefix[list(chosen)]).sum(1)
 
-    def mixture(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def mixture(self, weights: Tensor | None = None, magnitudes: bool = False) -> tuple[Tensor, Tensor]:
         """What this use adds to the weight's and the bias' gradient of Σ_k weights_k · C_k, flattened.
 
-        Without weights, to those of the loss that was differentiated.
+        Without weights, to those of the loss that was differentiated. ``magnitudes`` adds up the terms' absolute
+        values instead, which say how much of the sum may be rounding.
         """
         use = self.captured.use
         shape = () if use.weight is None else tuple(use.weight.shape)
         prefix = self._unscaled() if weights is None else self.prefix * weights.to(self.prefix)[:, None, None]
         suffix, prefix = (each.flatten(0, 1).unsqueeze(0) for each in (self.suffix, prefix))
+        if magnitudes:
+            suffix, prefix = suffix.abs(), prefix.abs()
         return products(use.operation.kind, suffix, prefix, use.groups, shape)[0], prefix[0].sum(0)
 
     def _unscaled(self) -> Tensor:
@@ -79,13 +82,15 @@ class AlignedUse:
         return self.alignment.apply(values, self.captured.use.leading, self.samples)
 
 
-def mixtures(uses: Sequence[AlignedUse], names: Set[str], weights: Tensor | None = None) -> dict[str, Tensor]:
+def mixtures(
+    uses: Sequence[AlignedUse], names: Set[str], weights: Tensor | None = None, magnitudes: bool = False
+) -> dict[str, Tensor]:
     """name => [1, elements]: what these parameters' uses add up to, as in ``AlignedUse.mixture``; float64, CPU."""
     sums: dict[str, Tensor] = {}
     for use in uses:
         own = (use.captured.weight, use.captured.bias)
         if not names.isdisjoint(own):
-            for name, gradient in zip(own, use.mixture(weights), strict=True):
+            for name, gradient in zip(own, use.mixture(weights, magnitudes), strict=True):
                 if name is not None and name in names:
                     part = gradient.double().cpu().unsqueeze(0)
                     sums[name] = sums[name] + part if name in sums else part

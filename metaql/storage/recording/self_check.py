@@ -53,6 +53,12 @@ def disagreeing(
     return wrong
 
 
+def exceeds_rounding(difference: Tensor, magnitudes: Tensor, precision: torch.dtype) -> bool:
+    """Whether sums differ by more than rounding of terms whose absolute values add up to ``magnitudes``."""
+    most = min(100 * torch.finfo(precision).eps, TOLERANCE[precision])
+    return bool(difference.double().norm() > most * magnitudes.double().norm())
+
+
 def shares(gradients: Mapping[str, Tensor]) -> dict[str, float]:
     """Each parameter's share of the squared norm of all gradients."""
     squares = {name: float(gradient.double().square().sum()) for name, gradient in gradients.items()}
