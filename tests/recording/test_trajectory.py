@@ -79,6 +79,18 @@ def test_samples_are_found_where_the_shape_does_not_tell(size, length, tmp_path)
     assert_steps(tmp_path / "store", train(model, data, tmp_path / "store", size=size))
 
 
+def test_gradients_that_batch_norm_cancels_are_rounding_and_no_reason_to_refuse(tmp_path):
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with metaql.Recorder(model, tmp_path / "store") as recorder, recorder.step(range(16), optimizer):
+        F.cross_entropy(model(torch.randn(16, 1, 32, 32)), torch.arange(16) % 4).backward()
+    got = gradients_of_rows(Store.open(tmp_path / "store"), np.arange(16))
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(got[name].mean(0), parameter.grad.flatten(), atol=1e-4)
+
+
 def test_the_optimizers_settings_are_kept_for_each_step(network, pictures, tmp_path):
     train(network, pictures, tmp_path / "store", steps=2)
     first, second = tables.steps(Store.open(tmp_path / "store")).to_pylist()
