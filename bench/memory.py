@@ -29,26 +29,10 @@ WIDTH, POSITIONS = 512, 4
 
 def write(path: Path, gigabytes: float) -> int:
     """A store of one linear layer with several positions a sample; returns its rows."""
-    import numpy as np
-    import torch
+    from bench.stores import fill, linear
 
-    from metaql.storage.blocks import Factored
-    from metaql.storage.schema import FACTORED, Layer, Parameter
-    from metaql.storage.writer import Writer
-
-    weight = Parameter("fc.weight", (WIDTH, WIDTH))
-    layer = Layer("fc", "linear", (weight,), FACTORED, "float32", 1, WIDTH, WIDTH, POSITIONS)
     rows = int(gigabytes * 1e9 / (POSITIONS * 2 * WIDTH * 4))
-    with Writer.open(path) as writer:
-        writer.define("bench", (layer,), "float32")
-        checkpoint = writer.add_checkpoint({"weight": torch.ones(1)}, "bench", None, {})
-        for split, count in (("train", rows), ("validation", 256)):
-            collection = writer.collection(split, checkpoint)
-            for begin in range(0, count, 1024):
-                n = min(1024, count - begin)
-                block = Factored(torch.randn(n * POSITIONS, WIDTH), torch.randn(n * POSITIONS, WIDTH), n)
-                collection.append(np.arange(begin, begin + n), {"fc": block}, np.zeros(n))
-            collection.finish()
+    fill(path, [linear("fc", WIDTH, WIDTH, POSITIONS)], {"train": rows, "validation": 256})
     return rows
 
 
@@ -95,7 +79,9 @@ def main() -> int:
         rows = write(Path(folder) / "store", options.gigabytes)
         print(f"{rows} rows, {options.gigabytes} GB")
         limit = ["--limit-gigabytes", str(options.limit_gigabytes)]
-        return subprocess.run([sys.executable, __file__, "--ask", f"{folder}/store", *limit], check=False).returncode
+        return subprocess.run(
+            [sys.executable, "-m", "bench.memory", "--ask", f"{folder}/store", *limit], check=False
+        ).returncode
 
 
 if __name__ == "__main__":

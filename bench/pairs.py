@@ -29,10 +29,8 @@ import numpy as np
 import torch
 
 import metaql
-from metaql.storage.blocks import Factored
-from metaql.storage.schema import FACTORED, Layer, Parameter
+from bench.stores import fill, linear
 from metaql.storage.store import Store
-from metaql.storage.writer import Writer
 
 WIDTH, TILE = 128, 4096
 QUERY = """
@@ -40,21 +38,6 @@ SELECT v.sample_id, t.sample_id, inner_product(t.gradient, v.gradient) AS s FROM
 QUALIFY row_number() OVER (PARTITION BY v.sample_id ORDER BY s DESC) <= 10
 """
 MEMORY, LIMIT = 2e9, 3.0
-
-
-def record(path: Path, sizes: dict[str, int]) -> None:
-    """A store of random factors."""
-    layer = Layer("fc", "linear", (Parameter("fc.weight", (WIDTH, WIDTH)),), FACTORED, "float32", 1, WIDTH, WIDTH, 1)
-    with Writer.open(path) as writer:
-        writer.define("bench", (layer,), "float32")
-        checkpoint = writer.add_checkpoint({"weight": torch.ones(1)}, "bench", None, {})
-        for split, count in sizes.items():
-            collection = writer.collection(split, checkpoint)
-            for begin in range(0, count, 1024):
-                n = min(1024, count - begin)
-                block = Factored(torch.randn(n, WIDTH), torch.randn(n, WIDTH), n)
-                collection.append(np.arange(begin, begin + n), {"fc": block}, np.zeros(n))
-            collection.finish()
 
 
 def in_torch(store: Store, rows: int, queries: int) -> set[tuple[int, int]]:
@@ -100,7 +83,9 @@ def main() -> int:
     torch.manual_seed(0)
     memory, times, differ = Memory(), [], 0
     with tempfile.TemporaryDirectory() as folder:
-        record(Path(folder) / "store", {"train": options.rows, "validation": options.queries})
+        fill(
+            Path(folder) / "store", [linear("fc", WIDTH, WIDTH)], {"train": options.rows, "validation": options.queries}
+        )
         store = Store.open(Path(folder) / "store")
         with metaql.connect(Path(folder) / "store") as db:
             db.sql("SET threads = 1")

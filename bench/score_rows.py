@@ -20,7 +20,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,16 +28,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import duckdb
-import numpy as np
 import torch
 from torch import Tensor
 
 import metaql
 from bench.report import processor
-from metaql.storage.blocks import Factored
-from metaql.storage.schema import FACTORED, Layer, Parameter
+from bench.stores import fill, linear, mapped
+from bench.timing import seconds
 from metaql.storage.store import Store
-from metaql.storage.writer import Writer
 
 QUERY = """
 SELECT t.sample_id, inner_product(t.gradient, (SELECT avg(v.gradient) FROM validation v WHERE v.sample_id <> ?))
@@ -63,11 +60,6 @@ class Segment:
     """A layer's record batches as tensors: (suffixes [n, s, i], prefixes [n, s, o])."""
 
     batches: list[tuple[Tensor, Tensor]]
-
-    def all(self) -> tuple[Tensor, Tensor]:
-        """All rows."""
-        suffixes, prefixes = zip(*self.batches, strict=True)
-        return torch.cat(suffixes), torch.cat(prefixes)
 
 
 def by_prefix(suffix: Tensor, prefix: Tensor, gradient: Tensor) -> Tensor:
@@ -98,61 +90,18 @@ def in_torch(train: list[Segment], query: list[Segment], without: int, score: Ca
     return total.topk(10).indices.tolist()
 
 
-def record(path: Path, layers: list[Layer]) -> None:
-    """A store with a collection of random gradients for each split."""
-    with Writer.open(path) as writer:
-        writer.define("bench", tuple(layers), "float32")
-        checkpoint = writer.add_checkpoint({"weight": torch.ones(1)}, "bench", None, {})
-        for split, rows in (("train", ROWS), ("validation", QUERY_ROWS)):
-            collection = writer.collection(split, checkpoint)
-            for begin in range(0, rows, 1024):
-                count = min(1024, rows - begin)
-                blocks = {layer.name: random_factors(layer, count) for layer in layers}
-                collection.append(np.arange(begin, begin + count), blocks, np.zeros(count))
-            collection.finish()
-
-
-def random_factors(layer: Layer, samples: int) -> Factored:
-    """Of normally distributed numbers."""
-    positions = samples * (layer.positions or 1)
-    suffix = torch.randn(positions, layer.groups * (layer.input_width or 0))
-    return Factored(suffix, torch.randn(positions, layer.output_width or 0), samples)
-
-
-def mapped(store: Store, layers: list[Layer], first: int, rows: int) -> list[Segment]:
+def segments(store: Store, begin: int, end: int) -> list[Segment]:
     """Each layer's record batches of some rows."""
-    return [Segment(list(batches(store, layer, first, first + rows))) for layer in layers]
-
-
-def batches(store: Store, layer: Layer, begin: int, end: int) -> list[tuple[Tensor, Tensor]]:
-    """Views of the mapped file."""
-    found = []
-    while begin < end:
-        count = min(store.together(layer, begin), end - begin)
-        block = store.read(layer, np.arange(begin, begin + count))
-        assert isinstance(block, Factored)
-        found.append((block.suffix.unflatten(0, (count, -1)), block.prefix.unflatten(0, (count, -1))))
-        begin += count
-    return found
-
-
-def cpu_seconds(call: Callable[[], object]) -> float:
-    """CPU time of one call, of all threads."""
-    begin = time.process_time()
-    call()
-    return time.process_time() - begin
+    return [Segment(list(mapped(store, layer, begin, end))) for layer in store.layers]
 
 
 def measure(name: str, rounds: int) -> bool:
     """Prints a shape's figures; whether the promise is kept and the results agree."""
-    layers = [
-        Layer(f"fc{k}", "linear", (Parameter(f"fc{k}.weight", (o, i)),), FACTORED, "float32", 1, i, o, positions)
-        for k, (i, o, positions) in enumerate(SHAPES[name])
-    ]
+    layers = [linear(f"fc{number}", *shape) for number, shape in enumerate(SHAPES[name])]
     with tempfile.TemporaryDirectory() as folder:
-        record(Path(folder) / "store", layers)
+        fill(Path(folder) / "store", layers, {"train": ROWS, "validation": QUERY_ROWS})
         store = Store.open(Path(folder) / "store")
-        train, query = mapped(store, layers, 0, ROWS), mapped(store, layers, ROWS, QUERY_ROWS)
+        train, query = segments(store, 0, ROWS), segments(store, ROWS, ROWS + QUERY_ROWS)
         with metaql.connect(Path(folder) / "store") as db:
             # Spread over threads torch would have an unfair rival; one thread also gives steadier times.
             db.sql("SET threads = 1")
@@ -162,15 +111,15 @@ def measure(name: str, rounds: int) -> bool:
 
             left_out = itertools.count()
             ways = (by_prefix, by_suffix, by_einsum)
-            trials = {way: [cpu_seconds(lambda w=way: in_torch(train, query, -1, w)) for _ in range(5)] for way in ways}
+            trials = {way: [seconds(lambda w=way: in_torch(train, query, -1, w)).cpu for _ in range(5)] for way in ways}
             best = min(trials, key=lambda way: statistics.median(trials[way]))
             without = next(left_out)
             same = in_sql(without) == in_torch(train, query, without, best)
             times = []
             for without in itertools.islice(left_out, rounds):
-                sql = cpu_seconds(lambda: in_sql(without))  # noqa: B023
-                again = cpu_seconds(lambda: in_sql(without))  # noqa: B023
-                times.append((sql, cpu_seconds(lambda: in_torch(train, query, without, best)), again))  # noqa: B023
+                sql = seconds(lambda: in_sql(without)).cpu  # noqa: B023
+                again = seconds(lambda: in_sql(without)).cpu  # noqa: B023
+                times.append((sql, seconds(lambda: in_torch(train, query, without, best)).cpu, again))  # noqa: B023
     ratios = [sql / rival for sql, rival, _ in times]
     sql, rival, again = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
     ratio = statistics.median(ratios)
