@@ -15,8 +15,8 @@ from metaql.scope import Scope, check_shape, name_of
 from metaql.stats import Statistics
 from metaql.udfs.score import SCORE
 
-# Fewer pairs, or fewer members for each key, are looked up sooner than lists are made.
-FEWEST_PAIRS = 1 << 16
+# Fewer pairs (those of two calls of DuckDB), or fewer members for each key, are looked up sooner than lists are made.
+FEWEST_PAIRS = 1 << 12
 FEWEST_MEMBERS = 16
 
 
