@@ -6,12 +6,12 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from metaql.storage.blocks import products
 from metaql.storage.recording.alignment import Alignment
 from metaql.storage.recording.capture import CapturedUse
+from metaql.storage.recording.operations.operation import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,16 @@ class AlignedUse:
         Under autocast the operation rounded its input to the type of its output, and so does the suffix.
         """
         use = self.captured.use
-        values = self._align(use.operation.suffix(use).detach())
+        values = self._align(use.operation.suffix(use, self.dy).detach())
         if use.operation.kind == "embedding":
             return values.flatten(1)
-        return _at_least_float32(values.flatten(1, -2).to(self.dy.dtype))
+        return at_least_float32(values.flatten(1, -2).to(self.dy.dtype))
 
     @property
     def kept_input(self) -> Tensor:
-        """The convolution's own input, [n, elements]."""
-        return self._align(self.captured.use.inputs.detach()).flatten(1)
+        """What the suffix is unfolded from, a convolution's own input, [n, elements]."""
+        use = self.captured.use
+        return self._align(use.operation.kept(use, self.dy).detach()).flatten(1)
 
     def weight_gradient(self, shape: tuple[int, ...], chosen: Sequence[int] | None = None) -> Tensor:
         """What this use adds to its weight's gradient, [n or the chosen samples, elements]."""
@@ -60,26 +61,29 @@ class AlignedUse:
         """What this use adds to its bias' gradient, [n or the chosen samples, output width]."""
         return (self.prefix if chosen is None else self.prefix[list(chosen)]).sum(1)
 
-    def mixture(self, weights: Tensor | None = None, magnitudes: bool = False) -> tuple[Tensor, Tensor]:
-        """What this use adds to the weight's and the bias' gradient of Σ_k weights_k · C_k, flattened.
+    def mixture(self, weights: Tensor | None = None, magnitudes: bool = False) -> dict[str, Tensor]:
+        """name => what this use adds to its parameters' gradients of Σ_k weights_k · C_k, flattened.
 
         Without weights, to those of the loss that was differentiated. ``magnitudes`` adds up the terms' absolute
         values instead, which say how much of the sum may be rounding.
         """
-        use = self.captured.use
-        shape = () if use.weight is None else tuple(use.weight.shape)
+        use, captured = self.captured.use, self.captured
         prefix = self._unscaled() if weights is None else self.prefix * weights.to(self.prefix)[:, None, None]
-        suffix, prefix = (each.flatten(0, 1).unsqueeze(0) for each in (self.suffix, prefix))
-        if magnitudes:
-            suffix, prefix = suffix.abs(), prefix.abs()
-        return products(use.operation.kind, suffix, prefix, use.groups, shape)[0], prefix[0].sum(0)
+        prefix = prefix.flatten(0, 1)
+        prefix = prefix.abs() if magnitudes else prefix
+        found = {} if captured.bias is None else {captured.bias: prefix.sum(0)}
+        if captured.weight is not None and use.weight is not None:
+            suffix, shape = self.suffix.flatten(0, 1), tuple(use.weight.shape)
+            suffix = suffix.abs() if magnitudes else suffix
+            found[captured.weight] = products(use.operation.kind, suffix[None], prefix[None], use.groups, shape)[0]
+        return found
 
     def _unscaled(self) -> Tensor:
         use = self.captured.use
-        return _at_least_float32(self._align(use.operation.prefix(use, self.dy)).flatten(1, -2))
+        return at_least_float32(self._align(use.operation.prefix(use, self.dy)).flatten(1, -2))
 
     def _align(self, values: Tensor) -> Tensor:
-        return self.alignment.apply(values, self.captured.use.leading, self.samples)
+        return self.alignment.apply(values, len(self.captured.leading), self.samples)
 
 
 def mixtures(
@@ -90,13 +94,8 @@ def mixtures(
     for use in uses:
         own = (use.captured.weight, use.captured.bias)
         if not names.isdisjoint(own):
-            for name, gradient in zip(own, use.mixture(weights, magnitudes), strict=True):
-                if name is not None and name in names:
+            for name, gradient in use.mixture(weights, magnitudes).items():
+                if name in names:
                     part = gradient.double().cpu().unsqueeze(0)
                     sums[name] = sums[name] + part if name in sums else part
     return sums
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    """Half precision widened; float32 and float64 as they are."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

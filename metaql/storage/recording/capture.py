@@ -1,7 +1,8 @@
 """Watches a forward pass and notes every operation in which a trainable parameter takes part.
 
 Operations are captured, not modules: a gradient of W is a sum over the uses of W, wherever they are, so
-modules used twice, tied weights and functional calls need no case of their own.
+modules used twice, tied weights and functional calls need no case of their own. A view of a parameter is the
+parameter, in part.
 """
 
 from __future__ import annotations
@@ -18,33 +19,43 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from metaql.errors import ModelStateError
+from metaql.storage.recording.lookups import Lookups
 from metaql.storage.recording.operations import OPERATIONS, Use
-from metaql.storage.recording.row_moves import INDEXING, ORDERING, RowMoves, plain_name
+from metaql.storage.recording.operations.views import is_parameter, root
+from metaql.storage.recording.row_moves import INDEXING, ORDERING, RowMoves, plain_name, tensors_in
 
 
 @dataclass(frozen=True)
 class CapturedUse:
-    """A use of the parameters named ``weight`` and ``bias``; ``edge`` is where dC/dy will pass."""
+    """A use of the parameters named ``weight`` and ``bias``.
+
+    ``edge`` is where dC/dy will pass, ``leading`` the sizes of y's dimensions that hold samples and positions.
+    """
 
     use: Use
     weight: str | None
     bias: str | None
     edge: GradientEdge
+    leading: tuple[int, ...]
     version: int
 
     def require_unchanged(self) -> None:
-        """Raises if the input was overwritten since; its values are needed for the suffix."""
-        if self.use.inputs._version != self.version:
+        """Raises if the input was overwritten since; its values are needed for the factors."""
+        if self.use.operation.reads_input and self.use.inputs._version != self.version:
             name = self.weight or self.bias
             raise ModelStateError(
                 f"The input of the operation that uses '{name}' was modified in place after it, so its gradient "
                 "can't be computed (plain autograd fails on this too). Replace the in-place operation."
             )
 
+    def lead(self, dy: Tensor | None) -> Tensor | None:
+        """dC/dy with the ``leading`` dimensions in front."""
+        return None if dy is None else self.use.lead(dy)
+
 
 @dataclass(eq=False)
 class Capture(TorchFunctionMode):
-    """A context in which uses of ``parameters`` (name => parameter) are noted.
+    """A context in which uses of ``parameters`` (name => parameter) by a batch of so many ``samples`` are noted.
 
     ``on_use`` is called at once with each use and its output, before anything can change it in place, and ``on_move``
     with what functions return that may permute rows. After it,
@@ -54,6 +65,7 @@ class Capture(TorchFunctionMode):
     """
 
     parameters: Mapping[str, torch.nn.Parameter]
+    samples: int
     constants: Sequence[Tensor] = ()
     on_use: Callable[[CapturedUse, Tensor], None] | None = None
     on_move: Callable[[Any], None] | None = None
@@ -64,58 +76,87 @@ class Capture(TorchFunctionMode):
         super().__init__()
         self.rows = RowMoves([*self.parameters.values(), *self.constants])
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self._lookups = Lookups()
+        # Known by their ids, and so kept alive: what is made of parameters alone, and copies of a parameter for
+        # every sample, which are views of it but no uses.
+        self._constants: dict[int, Tensor] = {}
+        self._copies: dict[int, Tensor] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        names = self._tracked(args) | self._tracked(kwargs.values())
-        if not names:
-            output = func(*args, **kwargs)
-            self.rows.note(func, args, kwargs, output)
-            if self.on_move is not None and may_permute_rows(func, args):
-                self.on_move(output)
-            return output
-        if (inner := _see_through(func)) is not None:
+        tensors = list(tensors_in((*args, *kwargs.values())))
+        names = self._tracked(tensors)
+        if (names or self._lookups.any(tensors)) and (inner := _see_through(func)) is not None:
             with self:
                 return inner(*args, **kwargs)
+        constant = bool(tensors) and all(self._is_constant(each) for each in tensors)
+        if _is_in_place(func) and tensors:
+            for use in self._lookups.before_change(tensors[0]):
+                self._add(*use)
         output = func(*args, **kwargs)
         self.rows.note(func, args, kwargs, output)
-        binder = OPERATIONS.get(func)
-        use = binder(*args, **kwargs) if binder else None
-        if use is not None:
-            names -= self._note(use, output)
-        if names and self._makes_gradients(output):
+        if not names and self.on_move is not None and may_permute_rows(func, args):
+            self.on_move(output)
+        if self._lookups.any(tensors) and self._makes_gradients(output):
+            for use in self._lookups.met(func, tensors, kwargs, output):
+                self._add(*use)
+        captured = self._capture(func, args, kwargs, output) if names else set()
+        self._follow(tensors, output, constant, bool(captured))
+        if (names := names - captured) and self._makes_gradients(output):
             self.other.update(dict.fromkeys(names, _describe(func)))
         return output
 
-    def _tracked(self, values: Iterable[Any]) -> set[str]:
-        found: set[str] = set()
-        for value in values:
-            if isinstance(value, Tensor):
-                name = self._names.get(id(value))
-                if name is not None:
-                    found.add(name)
-            elif isinstance(value, (list, tuple)):
-                found |= self._tracked(value)
-        return found
+    def _tracked(self, tensors: Iterable[Tensor]) -> set[str]:
+        """The recorded parameters among these, whole or in part."""
+        found = {self._names.get(id(root(each))) for each in tensors if id(each) not in self._copies}
+        return {name for name in found if name is not None}
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Whether it is made of parameters alone, so that it has no samples."""
+        return id(tensor) in self._constants or (is_parameter(tensor) and id(tensor) not in self._copies)
+
+    def _capture(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> set[str]:
+        """Notes what the call uses with factors, and returns the names that this accounts for."""
+        binder = OPERATIONS.get(func)
+        first = output[0] if isinstance(output, tuple) else output
+        if binder is None or not isinstance(first, Tensor) or not first.requires_grad:
+            return set()
+        if is_parameter(first) and self.samples > 1:
+            # As many as before: it is the parameter still, and has yet to meet the samples.
+            return set()
+        return {name for use in binder(*args, **kwargs) for name in self._note(use, first)}
 
     def _note(self, use: Use, output: Tensor) -> set[str]:
-        """Keeps the use, and returns the names it accounts for."""
-        weight = self._names.get(id(use.weight))
-        bias = self._names.get(id(use.bias))
-        if use.inputs is not use.weight and output.requires_grad:
-            captured = CapturedUse(use, weight, bias, get_gradient_edge(output), use.inputs._version)
-            self.uses.append(captured)
-            if self.on_use is not None:
-                self.on_use(captured, output)
-        accounted = {name for name in (weight, bias) if name is not None}
-        return accounted - self._tracked([use.inputs])
+        """Keeps a use, unless no sample can have a part in it, and returns the names it accounts for."""
+        own = {self._names[id(each)] for each in (use.weight, use.bias) if id(each) in self._names}
+        without_samples = self.samples > 1 and self._is_constant(use.inputs)
+        if not own or without_samples or not own.isdisjoint(self._tracked([use.inputs])):
+            return set()
+        if self.samples == 1 or not self._lookups.keep(use, output):
+            self._add(use, output)
+        return own
+
+    def _add(self, use: Use, output: Tensor) -> None:
+        weight, bias = (self._names.get(id(each)) for each in (use.weight, use.bias))
+        leading = tuple(output.shape[axis] for axis in use.axes)
+        captured = CapturedUse(use, weight, bias, get_gradient_edge(output), leading, use.inputs._version)
+        self.uses.append(captured)
+        if self.on_use is not None:
+            self.on_use(captured, output)
+
+    def _follow(self, tensors: Sequence[Tensor], output: Any, constant: bool, captured: bool) -> None:
+        """Remembers what is made of parameters alone, and what is made of their copies."""
+        if constant and not captured:
+            self._constants |= {id(each): each for each in tensors_in([output]) if not is_parameter(each)}
+        elif captured or any(id(each) in self._copies for each in tensors):
+            self._copies |= {id(each): each for each in tensors_in([output]) if is_parameter(each)}
 
     def _makes_gradients(self, output: Any) -> bool:
-        if isinstance(output, Tensor):
-            return output.requires_grad and id(output) not in self._names
-        return isinstance(output, (list, tuple)) and any(self._makes_gradients(item) for item in output)
+        return any(each.requires_grad and not self._tracked([each]) for each in tensors_in([output]))
 
 
 def may_permute_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
@@ -127,6 +168,11 @@ def may_permute_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         return False
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     return any(isinstance(each, (Tensor, list)) or hasattr(each, "__array__") for each in index)
+
+
+def _is_in_place(func: Callable[..., Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _describe(func: Callable[..., Any]) -> str:

@@ -73,7 +73,8 @@ def _captured_layer(members: tuple[Parameter, ...], uses: Sequence[AlignedUse], 
     kinds = {(use.captured.use.operation.kind, use.captured.use.groups) for use in own}
     as_bias = any(use.captured.bias == name for use in uses)
     if not own:
-        return Layer(_name(members), "bias", members, FULL, dtype)
+        added = all(use.captured.use.operation.kind != "parameter" for use in uses if use.captured.bias == name)
+        return Layer(_name(members), "bias" if added else "parameter", members, FULL, dtype)
     if as_bias or len(kinds) > 1 or own[0].captured.use.operation.kind not in FACTORED_KINDS:
         kind = "norm" if {kind for kind, _ in kinds} == {"norm"} and not as_bias else "parameter"
         return Layer(_name(members), kind, members, FULL, dtype)
@@ -102,7 +103,7 @@ def _busy_positions(found: Factored) -> float:
 def geometry(own: Sequence[AlignedUse]) -> Unfold | None:
     """How to unfold the stored input, where one convolution of whole samples is all there is."""
     use = own[0].captured.use
-    return use.geometry if len(own) == 1 and use.inputs.shape[0] == own[0].samples else None
+    return use.geometry if len(own) == 1 and own[0].captured.leading == (own[0].samples,) else None
 
 
 def _rarely_used(parameter: Parameter, dtype: str) -> Layer:

@@ -72,11 +72,11 @@ class RowMoves:
     def note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Takes down a call that has been made."""
         name = plain_name(func)
-        given = [*_tensors(args), *_tensors(kwargs.values())]
+        given = [*tensors_in(args), *tensors_in(kwargs.values())]
         constant = all(id(each) in self._constants for each in given) and name not in _FROM_PYTHON
         random = any(part in name for part in _RANDOM)
         if constant and not random and (given or name in _CONSTANTS):
-            self._constants.update((id(each), each) for each in _tensors((output,)))
+            self._constants.update((id(each), each) for each in tensors_in((output,)))
         elif any(id(each) in self._constants for each in _overwritten(func, args, kwargs)):
             # Whatever else is a view of it is no longer known either.
             self._constants.clear()
@@ -99,8 +99,8 @@ class RowMoves:
     def _indexes_by_data(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         # x[i] = y names its index; others have it somewhere among their arguments.
         places = [args[1]] if name in ("__getitem__", "__setitem__") else [*args[1:], *kwargs.values()]
-        index = [each for each in _tensors(places) if not each.is_floating_point() and not each.is_complex()]
-        moved = [each for each in _tensors([*args, *kwargs.values()]) if not any(each is other for other in index)]
+        index = [each for each in tensors_in(places) if not each.is_floating_point() and not each.is_complex()]
+        moved = [each for each in tensors_in([*args, *kwargs.values()]) if not any(each is other for other in index)]
         if all(id(each) in self._constants for each in moved):
             return False
         return any(id(each) not in self._constants for each in index) or any(map(_holds_array, places))
@@ -116,7 +116,7 @@ def _overwritten(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     """The tensors that a call changes in place."""
     name: str = getattr(func, "__name__", "")
     in_place = name in _OPERATORS_IN_PLACE if name.startswith("__") else name.endswith("_")
-    return list(_tensors([*(args[:1] if in_place else ()), kwargs.get("out")]))
+    return list(tensors_in([*(args[:1] if in_place else ()), kwargs.get("out")]))
 
 
 def _cuts_rows(args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> bool:
@@ -147,11 +147,12 @@ def _is_of_integers(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, int) for each in value)
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors among these values, also those within tuples, lists and dicts."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
+            yield from tensors_in(value)
         elif isinstance(value, dict):
-            yield from _tensors(value.values())
+            yield from tensors_in(value.values())

@@ -69,7 +69,7 @@ class _Run:
     def signature(self) -> Signature:
         """All that alignments and routes depend on."""
         uses = tuple(
-            (use.weight, use.bias, use.use.operation.kind, use.use.inputs.shape, use.use.geometry, dy is None)
+            (use.weight, use.bias, use.use.operation.kind, use.leading, use.use.geometry, dy is None)
             for use, dy in zip(self.capture.uses, self.dys, strict=True)
         )
         others = frozenset(self.capture.other), frozenset(self.unseen.items())
@@ -154,7 +154,8 @@ class SampleGradients:
         return BatchGradients(run.values.detach(), run.logits, blocks)
 
     def _run(self, batch: Any, samples: int) -> _Run:
-        capture = Capture(self._parameters, [*self._losses.parameters(), *self._losses.buffers()])
+        constants = [*self._losses.parameters(), *self._losses.buffers()]
+        capture = Capture(self._parameters, samples, constants)
         with capture:
             result = self._losses.evaluate(batch)
         require_one_per_sample(result.values, samples)
@@ -348,9 +349,9 @@ def _align(run: _Run) -> list[Alignment | None]:
         return [None] * len(uses)
     edges = [use.edge for use in uses]
     return align(
-        [tuple(use.use.inputs.shape[: use.use.leading]) for use in uses],
+        [use.leading for use in uses],
         run.samples,
-        lambda sample: _backward(run.values[sample], edges),
+        lambda sample: [use.lead(dy) for use, dy in zip(uses, _backward(run.values[sample], edges), strict=True)],
         probes(run.samples),
     )
 
@@ -370,9 +371,12 @@ def _require_unmixed(run: _Run, chosen: Sequence[int]) -> None:
     edges = [use.edge for use in run.capture.uses]
     for sample in chosen:
         for use, dy in zip(run.capture.uses, _backward(run.values[sample], edges), strict=True):
-            shape = tuple(use.use.inputs.shape[: use.use.leading])
-            ways = candidates(shape, run.samples)
-            if dy is not None and ways and not any(owns(way, dy, shape, run.samples, sample) for way in ways):
+            ways = candidates(use.leading, run.samples)
+            if (
+                dy is not None
+                and ways
+                and not any(owns(way, use.use.lead(dy), use.leading, run.samples, sample) for way in ways)
+            ):
                 raise ModelStateError(
                     "A sample can't be run alone, and within its batch its loss depends on other samples, so it has no "
                     "gradient of its own. Statistics over the batch and losses that compare samples do this."

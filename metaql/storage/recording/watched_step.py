@@ -35,14 +35,34 @@ def noting_scale(note: Callable[[float], None]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Place:
-    """An output of the forward pass: that of a use, by its number, or of a function that may have moved rows."""
+    """An output of the forward pass: that of a use, by its number, or of a function that may have moved rows.
+
+    ``axes`` are those of its dimensions in which samples may be.
+    """
 
     edge: GradientEdge
-    leading: tuple[int, ...]
+    axes: tuple[int, ...]
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
     use: int | None
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The sizes of the dimensions in which samples may be."""
+        return tuple(self.shape[axis] for axis in self.axes)
+
+    def lead(self, values: Tensor) -> Tensor:
+        """Values of the output's shape with these dimensions in front; a view."""
+        return values.movedim(self.axes, tuple(range(len(self.axes))))
+
+    def direction(self, mask: Tensor) -> Tensor:
+        """Random values of the output's shape at the masked places of ``leading``, zero at all others."""
+        # Of its own generator: the training's random numbers stay as they would be.
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.randn(self.shape, generator=generator, dtype=self.dtype)
+        self.lead(direction)[~mask] = 0.0
+        return direction.to(self.device)
 
 
 class WatchedStep(Capture):
@@ -61,8 +81,7 @@ class WatchedStep(Capture):
         unsettled: Callable[[tuple[Any, ...]], bool],
         mixing: bool,
     ) -> None:
-        super().__init__(parameters, on_use=self._watch, on_move=self._note_landmark)
-        self.samples = samples
+        super().__init__(parameters, samples, on_use=self._watch, on_move=self._note_landmark)
         self.dys: list[Tensor | None] = []
         self.gradients: dict[str, Tensor] = {}
         self.scale = 1.0
@@ -76,9 +95,7 @@ class WatchedStep(Capture):
     @property
     def signature(self) -> tuple[Any, ...]:
         """All that alignments and layers depend on."""
-        uses = tuple(
-            (use.weight, use.bias, use.use.operation.kind, use.use.inputs.shape, use.use.geometry) for use in self.uses
-        )
+        uses = tuple((use.weight, use.bias, use.use.operation.kind, use.leading, use.use.geometry) for use in self.uses)
         return self.samples, uses, self.rows.path, self.rows.told
 
     def __enter__(self) -> Self:
@@ -111,8 +128,7 @@ class WatchedStep(Capture):
     def _watch(self, captured: CapturedUse, output: Tensor) -> None:
         place = len(self.dys)
         self.dys.append(None)
-        leading = tuple(captured.use.inputs.shape[: captured.use.leading])
-        self._path.append(_Place(captured.edge, leading, output.shape, output.dtype, output.device, place))
+        self._path.append(_Place(captured.edge, captured.use.axes, output.shape, output.dtype, output.device, place))
 
         def keep(dy: Tensor) -> None:
             if self._probing:
@@ -134,8 +150,7 @@ class WatchedStep(Capture):
         """Rows that were moved have to be the samples again: tells a permutation that ends after the last use."""
         if isinstance(output, Tensor) and output.requires_grad and self.samples in output.shape:
             edge = get_gradient_edge(output)
-            leading = tuple(output.shape)
-            self._path.append(_Place(edge, leading, output.shape, output.dtype, output.device, None))
+            self._path.append(_Place(edge, tuple(range(output.dim())), output.shape, output.dtype, output.device, None))
 
     def _align(self) -> list[Alignment | None]:
         """The alignment of each use, traced through all places of the forward pass."""
@@ -143,11 +158,9 @@ class WatchedStep(Capture):
 
         def gradients_from(number: int, mask: Tensor) -> Sequence[Tensor | None]:
             place = self._path[number]
-            wide = mask.reshape(*mask.shape, *[1] * (len(place.shape) - mask.dim())).to(place.device)
-            # Of its own generator: the training's random numbers stay as they would be.
-            generator = torch.Generator().manual_seed(0)
-            direction = torch.randn(place.shape, generator=generator, dtype=place.dtype).to(place.device) * wide
-            return torch.autograd.grad([place.edge], edges, [direction], retain_graph=True, allow_unused=True)
+            direction = [place.direction(mask)]
+            dys = torch.autograd.grad([place.edge], edges, direction, retain_graph=True, allow_unused=True)
+            return [None if dy is None else each.lead(dy) for each, dy in zip(self._path, dys, strict=True)]
 
         # Where rows may be anywhere, a few samples do not stand for the others.
         tried = range(self.samples) if self.rows.by_data else probes(self.samples)

@@ -18,7 +18,7 @@ from metaql.storage.schema import Unfold
 Size = int | Sequence[int]
 
 
-def _suffix(use: Use) -> Tensor:
+def _suffix(use: Use, dy: Tensor) -> Tensor:
     assert use.geometry is not None
     return unfold(use.geometry, use.inputs)
 
@@ -38,19 +38,20 @@ def convolution(
     padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
-) -> Use | None:
+) -> list[Use]:
     """The use in a call of ``F.conv1d``, ``conv2d`` or ``conv3d``; an input without a batch dimension is left."""
     if input.dim() != weight.dim():
-        return None
+        return []
     kernel = tuple(weight.shape[2:])
-    dilations = _each(dilation, kernel)
+    dilations = each(dilation, kernel)
     geometry = Unfold(
-        tuple(input.shape[1:]), kernel, _each(stride, kernel), _padding(padding, kernel, dilations), dilations
+        tuple(input.shape[1:]), kernel, each(stride, kernel), _padding(padding, kernel, dilations), dilations
     )
-    return Use(CONVOLUTION, input, weight, bias, 1, groups, (geometry, groups), geometry)
+    return [Use(CONVOLUTION, input, weight, bias, (0,), groups, geometry=geometry)]
 
 
-def _each(size: Size, kernel: tuple[int, ...]) -> tuple[int, ...]:
+def each(size: Size, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """One number for each of the kernel's dimensions."""
     sizes = (size,) if isinstance(size, int) else tuple(size)
     return sizes * len(kernel) if len(sizes) == 1 else sizes
 
@@ -63,7 +64,7 @@ def _padding(padding: Size | str, kernel: tuple[int, ...], dilation: tuple[int, 
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
     assert not isinstance(padding, str)
-    return tuple((amount, amount) for amount in _each(padding, kernel))
+    return tuple((amount, amount) for amount in each(padding, kernel))
 
 
 FUNCTIONS = {torch.conv1d: convolution, torch.conv2d: convolution, torch.conv3d: convolution}

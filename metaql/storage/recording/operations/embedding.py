@@ -8,6 +8,10 @@ from torch import Tensor
 from metaql.storage.recording.operations.operation import Operation, Use
 
 
+def _rows(use: Use, dy: Tensor) -> Tensor:
+    return use.inputs.long()
+
+
 def _prefix(use: Use, dy: Tensor) -> Tensor:
     (padding,) = use.settings
     if padding < 0:
@@ -16,7 +20,7 @@ def _prefix(use: Use, dy: Tensor) -> Tensor:
     return dy.masked_fill((use.inputs == padding).unsqueeze(-1), 0.0)
 
 
-EMBEDDING = Operation("embedding", suffix=lambda use: use.inputs.long(), prefix=_prefix)
+EMBEDDING = Operation("embedding", _rows, _prefix)
 
 
 def embedding(
@@ -25,11 +29,11 @@ def embedding(
     padding_idx: int = -1,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Use | None:
+) -> list[Use]:
     """The use in a call of ``torch.embedding``; gradients scaled by frequency are left to the general way."""
     if scale_grad_by_freq:
-        return None
-    return Use(EMBEDDING, indices, weight, None, leading=indices.dim(), settings=(padding_idx,))
+        return []
+    return [Use(EMBEDDING, indices, weight, None, tuple(range(indices.dim())), settings=(padding_idx,))]
 
 
 FUNCTIONS = {torch.embedding: embedding}

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaql.storage.recording.operations.operation import Operation, Use
+from metaql.storage.recording.operations.operation import Operation, Use, at_least_float32
 
 
-def _last_dimensions(use: Use) -> Tensor:
+def _last_dimensions(use: Use, dy: Tensor) -> Tensor:
     """x̂ of layer and RMS normalisation, whose scale runs over the last dimensions."""
     normalise, shape, eps = use.settings
-    return _normalised(normalise, use, shape, eps=eps).flatten(use.leading)
+    return _normalised(normalise, use, shape, eps=eps).flatten(len(use.axes))
 
 
-def _channels_last(use: Use) -> Tensor:
+def _channels_last(use: Use, dy: Tensor) -> Tensor:
     """x̂ of the normalisations whose scale runs over channels, with the channels moved last."""
     normalise, *settings = use.settings
     return _move_channels(_normalised(normalise, use, *settings))
@@ -32,13 +32,10 @@ def _move_channels(values: Tensor) -> Tensor:
 
 def _normalised(normalise: Callable[..., Tensor], use: Use, *settings: Any, **keywords: Any) -> Tensor:
     # Under autocast torch normalises half-precision inputs in float32, so the factors are float32 too.
-    inputs = use.inputs.detach()
-    return normalise(
-        inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs, *settings, **keywords
-    )
+    return normalise(at_least_float32(use.inputs.detach()), *settings, **keywords)
 
 
-LAST_DIMENSIONS = Operation("norm", _last_dimensions, lambda use, dy: dy.flatten(use.leading))
+LAST_DIMENSIONS = Operation("norm", _last_dimensions, lambda use, dy: dy.flatten(len(use.axes)))
 CHANNELS = Operation("norm", _channels_last, lambda use, dy: _move_channels(dy))
 
 
@@ -49,20 +46,20 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     cudnn_enable: bool = True,
-) -> Use:
+) -> list[Use]:
     """The use in a call of ``torch.layer_norm``."""
     shape = tuple(normalized_shape)
     settings = (torch.nn.functional.layer_norm, shape, eps)
-    return Use(LAST_DIMENSIONS, input, weight, bias, input.dim() - len(shape), settings=settings)
+    return [Use(LAST_DIMENSIONS, input, weight, bias, _leading(input, shape), settings=settings)]
 
 
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
-) -> Use:
+) -> list[Use]:
     """The use in a call of ``torch.rms_norm``."""
     shape = tuple(normalized_shape)
     settings = (torch.nn.functional.rms_norm, shape, eps)
-    return Use(LAST_DIMENSIONS, input, weight, None, input.dim() - len(shape), settings=settings)
+    return [Use(LAST_DIMENSIONS, input, weight, None, _leading(input, shape), settings=settings)]
 
 
 def group_norm(
@@ -72,10 +69,10 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
-) -> Use:
+) -> list[Use]:
     """The use in a call of ``torch.group_norm``."""
     settings = (torch.nn.functional.group_norm, num_groups, None, None, eps)
-    return Use(CHANNELS, input, weight, bias, 1, settings=settings)
+    return [Use(CHANNELS, input, weight, bias, (0,), settings=settings)]
 
 
 def batch_norm(
@@ -88,12 +85,12 @@ def batch_norm(
     momentum: float,
     eps: float,
     cudnn_enabled: bool,
-) -> Use:
+) -> list[Use]:
     """The use in a call of ``torch.batch_norm``, by the batch's own statistics in training mode."""
     # Training mode also moves the running statistics, which normalising a second time must not do.
     mean, variance = (None, None) if training else (running_mean, running_var)
     settings = (torch.nn.functional.batch_norm, mean, variance, None, None, training, 0.0, eps)
-    return Use(CHANNELS, input, weight, bias, 1, settings=settings)
+    return [Use(CHANNELS, input, weight, bias, (0,), settings=settings)]
 
 
 def instance_norm(
@@ -106,14 +103,18 @@ def instance_norm(
     momentum: float,
     eps: float,
     cudnn_enabled: bool,
-) -> Use:
+) -> list[Use]:
     """The use in a call of ``torch.instance_norm``."""
     mean, variance = (None, None) if use_input_stats else (running_mean, running_var)
     settings = (torch.nn.functional.instance_norm, mean, variance, None, None, use_input_stats, 0.0, eps)
-    return Use(CHANNELS, input, weight, bias, 1, settings=settings)
+    return [Use(CHANNELS, input, weight, bias, (0,), settings=settings)]
 
 
-FUNCTIONS: dict[Any, Callable[..., Use]] = {
+def _leading(input: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(range(input.dim() - len(shape)))
+
+
+FUNCTIONS: dict[Any, Callable[..., list[Use]]] = {
     torch.layer_norm: layer_norm,
     torch.rms_norm: rms_norm,
     torch.group_norm: group_norm,

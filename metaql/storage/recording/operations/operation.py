@@ -12,31 +12,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metaql.storage.schema import Unfold
+
+
+def _own_input(use: Use, dy: Tensor) -> Tensor:
+    return use.inputs
 
 
 @dataclass(frozen=True)
 class Operation:
     """A kind of operation with factors.
 
-    ``suffix(use)`` and ``prefix(use, dy)`` return tensors whose first ``use.leading`` dimensions are those
-    of the input (samples and positions, in whatever order the model keeps them), then further positions,
-    and last the vector itself; an embedding's suffix has no last dimension.
+    ``suffix(use, dy)`` and ``prefix(use, dy)`` return tensors whose first dimensions are ``use.axes`` of the
+    output (samples and positions, in whatever order the model keeps them), then further positions, and last
+    the vector itself; an embedding's suffix has no last dimension. ``kept(use, dy)`` is what ``use.geometry``
+    unfolds. ``reads_input`` says that they depend on the values of the use's input.
     """
 
     kind: str
-    suffix: Callable[[Use], Tensor]
+    suffix: Callable[[Use, Tensor], Tensor]
     prefix: Callable[[Use, Tensor], Tensor]
+    kept: Callable[[Use, Tensor], Tensor] = _own_input
+    reads_input: bool = True
 
 
 @dataclass(frozen=True)
 class Use:
     """One call of a torch function: its input, and the tensors that stand in the places of weight and bias.
 
-    ``leading`` counts the dimensions of the input that hold samples and positions. ``settings`` is all
-    else that the factors depend on, hashable. ``geometry`` is set where the input itself can be kept
+    ``axes`` are the dimensions of the output that hold samples and positions. ``settings`` is all else that
+    the factors depend on, hashable. ``geometry`` is set where what the suffix is made of can be kept itself
     and unfolded later.
     """
 
@@ -44,7 +52,16 @@ class Use:
     inputs: Tensor
     weight: Tensor | None
     bias: Tensor | None
-    leading: int
+    axes: tuple[int, ...]
     groups: int = 1
     settings: tuple[Any, ...] = ()
     geometry: Unfold | None = None
+
+    def lead(self, values: Tensor) -> Tensor:
+        """Values of the output's shape with ``axes`` in front; a view."""
+        return values.movedim(self.axes, tuple(range(len(self.axes))))
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision widened; float32 and float64 as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
