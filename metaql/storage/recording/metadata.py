@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metaql.errors import BatchError, SampleIdError
+from metaql.storage.arrow_arrays import primitive
 from metaql.storage.store import Store
 
 # Columns that the relations add to the user's own.
@@ -69,7 +70,7 @@ def for_samples(table: pa.Table | None, ids: np.ndarray, labels: np.ndarray | No
         table = table.filter(pc.is_in(table.column("sample_id"), pa.array(ids)))
     if labels is None or (table is not None and "label" in map(str.lower, table.column_names)):
         return table
-    own = pa.table({"sample_id": ids, "label": labels})
+    own = pa.table({"sample_id": primitive(ids, pa.int64()), "label": primitive(labels, pa.int64())})
     if table is None:
         return own
     places = pc.index_in(own.column("sample_id"), table.column("sample_id").combine_chunks())
