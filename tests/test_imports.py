@@ -17,18 +17,30 @@ BORDERS = {
     "storage": ("storage", "errors"),
     "methods": ("methods", "errors"),
     "udfs": ("udfs", "storage", "methods", "errors"),
+    "integrations": ("integrations", "storage", "errors"),
 }
+
+# That people train with: each is imported in the file of its name, and required by none.
+LIBRARIES = {"transformers", "lightning"}
 
 
 def imports(file: Path) -> Iterator[str]:
     """The modules of ours that a file imports anywhere, also within functions."""
+    return (name for name in modules(file) if name.split(".")[0] == "metaql")
+
+
+def imported(file: Path) -> set[str]:
+    """The packages that a file imports anywhere."""
+    return {name.split(".")[0] for name in modules(file)}
+
+
+def modules(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text())):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import"
+            yield node.module or ""
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        yield from (name for name in names if name.split(".")[0] == "metaql")
+            yield from (alias.name for alias in node.names)
 
 
 @pytest.mark.parametrize("part", BORDERS)
@@ -43,12 +55,19 @@ def test_parts_import_only_what_lies_below_them(part: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("library", sorted(LIBRARIES))
+def test_a_library_is_imported_only_by_the_file_of_its_name(library: str) -> None:
+    importing = [file for file in ROOT.rglob("*.py") if library in imported(file)]
+    assert importing == [ROOT / "integrations" / f"{library}.py"]
+
+
 @pytest.mark.parametrize(
     "statement, absent",
     [
-        ("import metaql", {"torch", "duckdb", "sqlglot", "pyarrow", "numpy"}),
+        ("import metaql, metaql.integrations", {"torch", "duckdb", "sqlglot", "pyarrow", "numpy", *LIBRARIES}),
         ("import metaql.cli", {"torch", "duckdb", "sqlglot", "pyarrow", "numpy"}),
         ("import metaql.storage.store", {"duckdb", "sqlglot", "metaql.connection", "metaql.udfs"}),
+        ("import metaql.integrations.recording, metaql.integrations.samples", LIBRARIES),
     ],
 )
 def test_heavy_modules_wait(statement: str, absent: set[str]) -> None:
