@@ -14,6 +14,7 @@ from metaql.storage.manifest import CROSS_ENTROPY
 from metaql.storage.recording.losses import LossFunction, ModelLosses
 from metaql.storage.recording.model_state import require_repeatable
 from metaql.storage.recording.sample_gradients import SampleGradients
+from metaql.storage.recording.wrappers import unwrapped
 from metaql.storage.store import Store
 
 
@@ -37,7 +38,7 @@ class Replay:
                 f"{store.path} records the gradients of '{store.manifest.losses}'; a replay without them "
                 "would be of cross entropy. Leave out model=."
             )
-        self._model = copy.deepcopy(model).eval()
+        self._model = copy.deepcopy(unwrapped(model)).eval()
         self._load(store, numbers[-1] if checkpoint is None else checkpoint)
         require_repeatable(self._model)
         recorded = {each.name for layer in store.layers for each in layer.parameters}

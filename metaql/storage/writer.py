@@ -1,27 +1,34 @@
-"""The one writer of a store: holds the lock, adds checkpoints, opens collections, commits."""
+"""The one writer of a store: holds the lock, adds checkpoints, opens collections, commits.
+
+A group of ranks is one writer: each of them writes collections of its own, and rank 0, which holds the lock, moves
+them to their places and commits all with one manifest. All ranks call the same methods, within ``Group.together``.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import secrets
+import socket
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metaql.errors import RecordingError, StoreError
+from metaql.errors import NotAStoreError, RecordingError, StoreError
 from metaql.storage import manifest as updates
 from metaql.storage.collection_writer import CollectionWriter
 from metaql.storage.commit import begin, commit, is_unfinished, read_manifest, require_store, versions
 from metaql.storage.durable import replace_file, sync, writing
+from metaql.storage.group import ALONE, Group
 from metaql.storage.lock import WriterLock
-from metaql.storage.manifest import Checkpoint, Collection, DataFile, Manifest
+from metaql.storage.manifest import Checkpoint, Collection, Manifest
+from metaql.storage.placing import Placed, place
 from metaql.storage.recovery import CHECKPOINTS, COLLECTIONS, INTENT, RECORDING, recover, remove, remove_unnamed
 from metaql.storage.schema import Layer
 from metaql.storage.staging import BufferPool
@@ -32,10 +39,12 @@ Update = Callable[[Manifest], Manifest]
 class Writer:
     """Writes to a store until closed; use ``Writer.open``, and as a context manager if you like."""
 
-    def __init__(self, path: Path, lock: WriterLock, manifest: Manifest) -> None:
+    def __init__(self, path: Path, lock: WriterLock | None, manifest: Manifest, group: Group, name: str) -> None:
         self.path = path
         self.manifest = manifest
         self._lock = lock
+        self._group = group
+        self._name = name
         self._definition: Update | None = None
         self._layers = manifest.layers
         self._open: list[CollectionWriter] = []
@@ -43,23 +52,29 @@ class Writer:
         self._pool = BufferPool()
 
     @classmethod
-    def open(cls, path: str | Path, *, overwrite: bool = False) -> Writer:
+    def open(cls, path: str | Path, *, overwrite: bool = False, group: Group = ALONE) -> Writer:
         """Continues the store at ``path``, or begins one there; ``overwrite`` removes what a store holds.
 
         NotAStoreError for a folder that holds something else, StoreLockedError while somebody else writes. What
-        a crash left uncommitted is removed with a warning.
+        a crash left uncommitted is removed with a warning. ``group`` are the ranks that write together.
         """
         folder = Path(path)
-        with writing(folder):
-            if not folder.exists():
-                folder.mkdir(parents=True)
-        if not (folder.is_dir() and is_unfinished(folder)):
-            require_store(folder)
-        lock = WriterLock(folder)
+        lock: WriterLock | None = None
         try:
-            return cls(folder, lock, _begin_or_continue(folder, overwrite))
+            with group.together("Recorder"):
+                begun = None
+                if group.leads:
+                    lock = _locked(folder)
+                    begun = _begin_or_continue(folder, overwrite)
+                # With a name for folders that no rank of an earlier run, still about to end, takes for its own.
+                manifest, leaders_folder, run = group.gather((begun, folder.absolute(), secrets.token_hex(4)))[0]
+                assert manifest is not None
+                if not group.leads:
+                    _require_same_folder(folder, manifest, leaders_folder)
+            return cls(folder, lock, manifest, group, f"-{group.rank}-{run}" if group.size > 1 else "")
         except BaseException:
-            lock.release()
+            if lock is not None:
+                lock.release()
             raise
 
     def define(self, model: str, layers: tuple[Layer, ...], dtype: str, losses: str | None = None) -> None:
@@ -76,19 +91,12 @@ class Writer:
         """Saves the weights and commits; returns the checkpoint's number."""
         number = self.manifest.next_checkpoint
         path = f"{CHECKPOINTS}/{number:08d}.pt"
-        # By way of memory: torch turns a refusal of the disk into errors of its own, or ends the process.
-        buffer = io.BytesIO()
-        torch.save(dict(weights), buffer)
-        data = buffer.getbuffer()
         try:
-            with writing(self.path / path):
-                (self.path / CHECKPOINTS).mkdir(exist_ok=True)
-                replace_file(self.path / path, data)
-                sync(self.path)
-            saved = Checkpoint(number, path, len(data), zlib.crc32(data), digest, step, dict(settings))
+            size, crc = self._group.lead(lambda: self._save(path, weights))
+            saved = Checkpoint(number, path, size, crc, digest, step, dict(settings))
             self._commit(lambda manifest: updates.add_checkpoint(manifest, saved))
         except BaseException:
-            if path not in self.manifest.paths:
+            if path not in self.manifest.paths and self._group.leads:
                 (self.path / path).unlink(missing_ok=True)
                 (self.path / f"{path}.tmp").unlink(missing_ok=True)
             raise
@@ -99,7 +107,7 @@ class Writer:
         if not self._layers:
             raise RecordingError("Say what is recorded (define) before beginning a collection.")
         self._begun += 1
-        folder = self.path / RECORDING / f"{self._begun:08d}"
+        folder = self.path / RECORDING / f"{self._begun:08d}{self._name}"
         with writing(folder):
             folder.mkdir(parents=True)
             (folder / INTENT).write_text(json.dumps({"split": split, "checkpoint": checkpoint}))
@@ -116,7 +124,8 @@ class Writer:
                 self._open.pop().abort()
             self._discard_remnants()
         finally:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> Writer:
         return self
@@ -127,7 +136,9 @@ class Writer:
     def _commit(self, update: Update) -> None:
         define = self._definition or (lambda manifest: manifest)
         try:
-            self.manifest = commit(self.path, self.manifest, lambda manifest: update(define(manifest)))
+            self.manifest = self._group.lead(
+                lambda: commit(self.path, self.manifest, lambda manifest: update(define(manifest)))
+            )
         except BaseException:
             # Only the disk knows whether an interrupt came before or after the pointer moved.
             self._reread()
@@ -142,24 +153,43 @@ class Writer:
         except (StoreError, OSError):
             return
 
+    def _save(self, path: str, weights: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Brings weights to the disk; returns the file's bytes and CRC32."""
+        # By way of memory: torch turns a refusal of the disk into errors of its own, or ends the process.
+        buffer = io.BytesIO()
+        torch.save(dict(weights), buffer)
+        data = buffer.getbuffer()
+        with writing(self.path / path):
+            (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+            replace_file(self.path / path, data)
+            sync(self.path)
+        return len(data), zlib.crc32(data)
+
     def _commit_collection(self, folder: Path, collection: Collection) -> None:
-        """Moves a collection's folder to its place, gives it its rows and commits it."""
-        number = self.manifest.next_collection
-        place = f"{COLLECTIONS}/{number:08d}"
-        placed = _placed(collection, number, place, self.manifest.next_row)
+        """Moves the collection of each rank to its place, gives them their rows and commits them all at once."""
+        parts = self._group.gather((folder.name, collection))
+        placed = place(parts, self.manifest)
         try:
-            with writing(self.path / place):
+            self._group.lead(lambda: self._move(placed))
+            self._commit(lambda manifest: reduce(updates.add_collection, (one.collection for one in placed), manifest))
+        except BaseException:
+            for one in placed:
+                if self._group.leads and one.collection.row_file.path not in self.manifest.paths:
+                    self._discard(self.path / one.folder)
+            raise
+        if len(placed) < len(parts):
+            self._discard(folder)
+
+    def _move(self, placed: Sequence[Placed]) -> None:
+        with writing(self.path / COLLECTIONS):
+            (self.path / COLLECTIONS).mkdir(exist_ok=True)
+            sync(self.path)
+            for one in placed:
+                folder = self.path / RECORDING / one.name
                 (folder / INTENT).unlink()
                 sync(folder)
-                (self.path / COLLECTIONS).mkdir(exist_ok=True)
-                sync(self.path)
-                folder.rename(self.path / place)
-                sync(self.path / COLLECTIONS)
-            self._commit(lambda manifest: updates.add_collection(manifest, placed))
-        except BaseException:
-            if placed.row_file.path not in self.manifest.paths:
-                self._discard(self.path / place)
-            raise
+                folder.rename(self.path / one.folder)
+            sync(self.path / COLLECTIONS)
 
     def _discard(self, folder: Path) -> None:
         """Removes an uncommitted folder; what the disk refuses to remove, the next writer will."""
@@ -170,7 +200,7 @@ class Writer:
 
     def _discard_remnants(self) -> None:
         """Removes what an interrupt at an unlucky moment kept a collection from removing itself."""
-        if self._lock.held and (self.path / RECORDING).is_dir():
+        if self._lock is not None and self._lock.held and (self.path / RECORDING).is_dir():
             for folder in (self.path / RECORDING).iterdir():
                 self._discard(folder)
 
@@ -187,6 +217,29 @@ class Writer:
         )
 
 
+def _locked(folder: Path) -> WriterLock:
+    """The lock of the store at the folder, which is made if need be."""
+    with writing(folder):
+        if not folder.exists():
+            folder.mkdir(parents=True)
+    if not (folder.is_dir() and is_unfinished(folder)):
+        require_store(folder)
+    return WriterLock(folder)
+
+
+def _require_same_folder(folder: Path, manifest: Manifest, leaders: Path) -> None:
+    """Raises unless this folder is the one that rank 0 has."""
+    try:
+        found: Manifest | None = read_manifest(folder)
+    except StoreError:
+        found = None
+    if found is None or (found.id, found.version) != (manifest.id, manifest.version):
+        raise NotAStoreError(
+            f"{folder.absolute()} on {socket.gethostname()} is not the store that rank 0 writes to at {leaders}. Give "
+            "every rank the same path, in a file system that all of them share."
+        )
+
+
 def _begin_or_continue(folder: Path, overwrite: bool) -> Manifest:
     if overwrite or is_unfinished(folder):
         version = 1 if is_unfinished(folder) else max(versions(folder), default=0) + 1
@@ -197,24 +250,3 @@ def _begin_or_continue(folder: Path, overwrite: bool) -> Manifest:
     manifest = read_manifest(folder)
     recover(folder, manifest)
     return manifest
-
-
-def _placed(collection: Collection, number: int, place: str, first_row: int) -> Collection:
-    """A collection whose paths and rows count from its own beginning, with the store's paths and rows."""
-
-    def put(file: DataFile) -> DataFile:
-        return replace(file, path=f"{place}/{file.path}")
-
-    inputs = collection.inputs
-    return replace(
-        collection,
-        number=number,
-        first_row=first_row,
-        row_file=put(collection.row_file),
-        metadata=put(collection.metadata) if collection.metadata else None,
-        steps=put(collection.steps) if collection.steps else None,
-        inputs=replace(inputs, file=put(inputs.file)) if inputs and inputs.file else inputs,
-        segments=tuple(
-            replace(one, first_row=one.first_row + first_row, file=put(one.file)) for one in collection.segments
-        ),
-    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaql.errors import BatchError, SampleIdError
+from metaql.storage.group import ALONE, Group
 
 TWO_WAYS_OUT = (
     "Pass a map-style Dataset of (input, target), whose indices become the ids, or an iterable of "
@@ -74,22 +75,29 @@ def labels(batch: Any, samples: int) -> Tensor | None:
     return None if target.is_floating_point() or target.is_complex() else target.long()
 
 
-def identified(data: Any, batch_size: int) -> tuple[Iterator[tuple[np.ndarray, Any]], int | None]:
-    """(ids, batch) pairs from what the user passed as data, and how many samples there are if that is known.
+def identified(data: Any, batch_size: int, group: Group = ALONE) -> tuple[Iterator[tuple[np.ndarray, Any]], int | None]:
+    """(ids, batch) pairs from what the user passed as data, and how many samples all ranks have if that is known.
 
-    ids are int64 [n]. A map-style Dataset is read in order, its indices being the ids.
+    ids are int64 [n]. A map-style Dataset is read in order, its indices being the ids; each rank has its share.
     """
+    total = None
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (list, tuple)):
-        return _from_dataset(data, batch_size), len(data)
-    if not isinstance(data, Iterable):
+        total = len(data)
+    elif not isinstance(data, Iterable):
         raise BatchError(f"data is a {type(data).__name__}, which can't be iterated over. {TWO_WAYS_OUT}")
-    return _from_pairs(data), None
+    if len(set(group.gather(total))) > 1:
+        raise BatchError(
+            "The ranks have different data. Give every rank the same map-style Dataset, whose samples are then shared "
+            "out; or every rank an iterable of (ids, batch) of its own."
+        )
+    return (_from_pairs(data) if total is None else _from_dataset(data, batch_size, group.share(total))), total
 
 
-def _from_dataset(data: Any, batch_size: int) -> Iterator[tuple[np.ndarray, Any]]:
-    begin = 0
-    for batch in torch.utils.data.DataLoader(data, batch_size=batch_size, shuffle=False):
-        ids = np.arange(begin, min(begin + batch_size, len(data)), dtype=np.int64)
+def _from_dataset(data: Any, batch_size: int, share: range) -> Iterator[tuple[np.ndarray, Any]]:
+    own = data if len(share) == len(data) else torch.utils.data.Subset(data, share)
+    begin = share.start
+    for batch in torch.utils.data.DataLoader(own, batch_size=batch_size, shuffle=False):
+        ids = np.arange(begin, min(begin + batch_size, share.stop), dtype=np.int64)
         begin += batch_size
         yield ids, batch
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from metaql.errors import BatchError, SampleIdError
 from metaql.storage.arrow_arrays import primitive
+from metaql.storage.group import Group
 from metaql.storage.store import Store
 
 # Columns that the relations add to the user's own.
@@ -36,6 +37,23 @@ def as_table(metadata: Any) -> pa.Table:
     ids = _ids(table.column("sample_id"))
     place = table.column_names.index("sample_id")
     return _plain(table.set_column(place, "sample_id", ids))
+
+
+def shared(table: pa.Table | None, group: Group) -> pa.Table | None:
+    """The table of this rank, or rank 0's if this one has none."""
+    given = group.gather(table if group.leads else None)[0]
+    return given if table is None else table
+
+
+def require_agreeing(table: pa.Table | None, group: Group) -> None:
+    """Raises if the ranks' tables have a column of different types."""
+    schemas = group.gather(None if table is None else table.schema)
+    try:
+        pa.unify_schemas([each for each in schemas if each is not None], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise BatchError(
+            f"The ranks' metadata do not go together: {error}. Convert their columns to one type."
+        ) from error
 
 
 def _plain(table: pa.Table) -> pa.Table:

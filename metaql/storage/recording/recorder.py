@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,17 +12,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metaql.errors import BatchError, ModelStateError, RecordingError, SampleIdError
+from metaql.errors import BatchError, ModelStateError, RecordingError, SampleIdError, UnsupportedParameterError
 from metaql.storage.collection_writer import CollectionWriter
+from metaql.storage.group import Group
 from metaql.storage.manifest import CROSS_ENTROPY
 from metaql.storage.recording.batches import identified, input_form, inputs_of, labels, move
 from metaql.storage.recording.estimate import Estimate, estimate, first_batch
 from metaql.storage.recording.losses import LossFunction, ModelLosses
-from metaql.storage.recording.metadata import as_table, for_samples, require_same_types
+from metaql.storage.recording.metadata import as_table, for_samples, require_agreeing, require_same_types, shared
 from metaql.storage.recording.model_state import digest, mixes_samples, require_repeatable, trainable, weights
 from metaql.storage.recording.optimizers import checkpoint_settings
 from metaql.storage.recording.sample_gradients import BatchGradients, SampleGradients
 from metaql.storage.recording.trajectory import Reduction, Trajectory
+from metaql.storage.recording.wrappers import distributed, ranks_of, require_whole, runs_copies, unwrapped
+from metaql.storage.schema import Layer
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
 
@@ -57,22 +60,26 @@ class Recorder:
     ) -> None:
         if dtype not in DTYPES:
             raise RecordingError(f"dtype can be {', '.join(map(repr, DTYPES))}; not {dtype!r}.")
-        self._parameters = trainable(model, layers)
+        self._wrapped = model
+        self._model = unwrapped(model)
         self._losses = (
             CROSS_ENTROPY if losses is None else f"losses={getattr(losses, '__name__', type(losses).__name__)}"
         )
-        self._model = model
         self._dtype = dtype
         self._keep_inputs = inputs
-        self._writer = Writer.open(path, overwrite=overwrite)
-        try:
-            self._require_same_model()
-        except BaseException:
-            self._writer.close()
-            raise
         self._patterns = layers
-        self._function = ModelLosses(model, losses)
         self._closed = False
+        self._group = Group(ranks_of(model))
+        with ExitStack() as undo:
+            undo.callback(self._group.leave)
+            with self._group.together("Recorder"):
+                self._parameters = trainable(self._model, layers)
+                require_whole(self._model)
+                self._writer = Writer.open(path, overwrite=overwrite, group=self._group)
+                undo.callback(self._writer.close)
+                self._require_same_model()
+            undo.pop_all()
+        self._function = ModelLosses(self._model, losses)
         self._prepare()
 
     def checkpoint(self, optimizer: torch.optim.Optimizer | None = None, **settings: Any) -> int:
@@ -82,8 +89,14 @@ class Recorder:
         recorded so far are committed.
         """
         self._require_open()
-        self._trajectory.commit()
-        state = weights(self._model)
+        with self._group.together("checkpoint"):
+            self._trajectory.commit()
+            self._share_buffers()
+            return self._save(optimizer, settings)
+
+    def _save(self, optimizer: torch.optim.Optimizer | None, settings: Mapping[str, Any]) -> int:
+        # Rank 0's are saved.
+        state = weights(self._model) if self._group.leads else {}
         known = {**(checkpoint_settings(optimizer) if optimizer is not None else {}), **settings}
         step = known.pop("step", self._trajectory.steps or None)
         if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
@@ -101,24 +114,31 @@ class Recorder:
         polars, Arrow, a dict of columns); ``label`` comes from integer targets by itself. All or nothing: an error
         leaves the store as it was.
 
+        With DistributedDataParallel every rank calls it. The samples of a map-style Dataset are shared out over the
+        ranks; an iterable gives the rank's own. ``metadata`` may be given on rank 0 alone, and all samples are counted.
+
         Raises ModelStateError without a checkpoint, if the weights moved since, or while batch norm or dropout is
         in training mode; SampleIdError, BatchError, NotFiniteError, UnsupportedParameterError about the data.
         """
         self._require_open()
-        self._follow_parameters()
-        checkpoint = self._checkpoint_of_these_weights()
-        require_repeatable(self._model)
-        self._require_split(split)
-        table = None if metadata is None else as_table(metadata)
-        batches, total = identified(data, batch_size)
+        with self._group.together("collect"):
+            self._follow_parameters()
+            checkpoint = self._checkpoint_of_these_weights()
+            require_repeatable(self._model)
+            self._require_split(split)
+            table = shared(None if metadata is None else as_table(metadata), self._group)
+            return self._collect(data, split, checkpoint, table, batch_size)
+
+    def _collect(self, data: Any, split: str, checkpoint: int, table: Any, batch_size: int) -> int:
+        batches, total = identified(data, batch_size, self._group)
         taken = self._ids_at(split, checkpoint)
         collection: CollectionWriter | None = None
-        progress = tqdm(total=total, desc=f"record {split}", unit="sample", disable=None)
+        progress = tqdm(total=total, desc=f"record {split}", unit="sample", disable=None if self._group.leads else True)
         try:
             ids_seen: list[np.ndarray] = []
             classes: list[Tensor | None] = []
             forms: set[Any] = set()
-            for ids, batch in batches:
+            for ids, batch in self._in_rounds(batches, progress):
                 require_new(ids, taken, split)
                 batch = move(batch, self._device)
                 result = self._gradients.of(batch, ids)
@@ -129,19 +149,34 @@ class Recorder:
                 ids_seen.append(ids)
                 classes.append(labels(batch, len(ids)))
                 forms.add(input_form(batch, len(ids)))
-                progress.update(len(ids))
+            rows = require_own(ids_seen, split, self._group)
             if collection is None:
-                raise BatchError(f"data for split '{split}' holds no samples.")
-            table = for_samples(table, np.concatenate(ids_seen), _joined(classes))
+                collection = self._begin(split, checkpoint)
+            table = for_samples(table, np.concatenate(ids_seen), _joined(classes)) if ids_seen else None
             self._require_types(table)
             self._require_still(checkpoint)
-            return collection.finish(table, input_form=forms.pop() if len(forms) == 1 else None)
+            collection.finish(table, input_form=forms.pop() if len(forms) == 1 else None)
+            return rows
         except BaseException:
             if collection is not None:
                 collection.abort()
             raise
         finally:
             progress.close()
+
+    def _in_rounds(self, batches: Iterator[tuple[np.ndarray, Any]], progress: Any) -> Iterator[tuple[np.ndarray, Any]]:
+        """The batches of this rank, until those of all ranks are through; after each, they wait for one another."""
+        more = True
+        while more:
+            item = next(batches, None)
+            if item is not None:
+                yield item
+            elif self._gradients.layers is None:
+                self._gradients.layers = self._of_first_rank(None) or None
+            with self._group.together("collect") as turn:
+                turn.own = (0 if item is None else len(item[0]), int(item is not None))
+            progress.update(sum(count for count, _ in turn.all))
+            more = any(more for _, more in turn.all)
 
     def estimate(self, data: Any, batch_size: int = 256) -> Estimate:
         """What recording all of ``data`` would take, in bytes, memory and seconds, from its first batch; ``print`` it.
@@ -171,14 +206,26 @@ class Recorder:
         ignored, or a loss divided for gradient accumulation need the tensor, for nothing here can see them. The
         gradients are recorded as the backward pass sees them, batch norm, dropout and losses that compare samples
         included. They are committed now and then, by ``checkpoint`` and by ``close``.
+
+        With DistributedDataParallel every rank calls it, with the samples of its own batch and the ``reduction`` of
+        its own loss; the step is one for all of them.
         """
         self._require_open()
+        if runs_copies(self._wrapped):
+            raise UnsupportedParameterError(
+                "DataParallel runs copies of the parameters on other devices, where a step can't be watched. Train "
+                "with DistributedDataParallel, or record at checkpoints with collect."
+            )
         self._follow_parameters()
         self._require_split(split)
         return self._trajectory.step(ids, optimizer, split, reduction, mixes_samples(self._model))
 
     def close(self) -> None:
-        """Commits the steps recorded so far and lets others write; harmless when called twice."""
+        """Commits the steps recorded so far and lets others write; harmless when called twice.
+
+        With DistributedDataParallel every rank calls it. After an error on this rank alone, leave by way of ``with``
+        instead, which does not wait for the others.
+        """
         if self._closed:
             return
         self._closed = True
@@ -186,12 +233,17 @@ class Recorder:
             self._trajectory.commit()
         finally:
             self._writer.close()
+            self._group.leave()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        try:
+            if error is not None and not self._group.knows(error):
+                self._trajectory.abandon()
+        finally:
+            self.close()
 
     @property
     def _device(self) -> torch.device:
@@ -199,9 +251,27 @@ class Recorder:
 
     def _prepare(self) -> None:
         known = self._writer.manifest.layers or None
-        self._gradients = SampleGradients(self._function, self._parameters, self._dtype, known)
+        self._gradients = SampleGradients(self._function, self._parameters, self._dtype, known, self._of_first_rank)
         name = type(self._model).__name__
-        self._trajectory = Trajectory(self._parameters, self._writer, self._dtype, name, self._losses)
+        self._trajectory = Trajectory(
+            self._parameters, self._writer, self._dtype, name, self._losses, self._group, self._of_first_rank
+        )
+
+    def _of_first_rank(self, formed: tuple[Layer, ...] | None) -> tuple[Layer, ...]:
+        """The layers for all ranks: those that the first rank with any samples has formed."""
+        return next((each for each in self._group.gather(formed) if each is not None), ())
+
+    def _share_buffers(self) -> None:
+        """Gives every rank the buffers of rank 0, as the next forward pass would."""
+        ddp = distributed(self._wrapped)
+        if ddp is None or not ddp.broadcast_buffers:
+            return
+        own = {name: each for name, each in self._model.named_buffers() if name not in ddp.parameters_to_ignore}
+        leaders = self._group.lead(lambda: {name: each.detach().cpu() for name, each in own.items()})
+        with torch.no_grad():
+            for name, buffer in own.items():
+                if not self._group.leads:
+                    buffer.copy_(leaders[name])
 
     def _require_open(self) -> None:
         if self._closed:
@@ -276,9 +346,10 @@ class Recorder:
             )
         newest = checkpoints[-1]
         if not self._is_at_newest_checkpoint():
+            otherwise = "" if self._group.leads else ", or this rank's buffers differ (broadcast_buffers=False)"
             raise ModelStateError(
-                f"The weights have moved since checkpoint {newest.number}. Call recorder.checkpoint(optimizer) before "
-                "collect, so that the gradients belong to weights that are kept."
+                f"The weights have moved since checkpoint {newest.number}{otherwise}. Call "
+                "recorder.checkpoint(optimizer) before collect, so that the gradients belong to weights that are kept."
             )
         return newest.number
 
@@ -296,6 +367,7 @@ class Recorder:
             return {each for part in own for each in store.table(part.row_file).column("sample_id").to_pylist()}
 
     def _require_types(self, table: Any) -> None:
+        require_agreeing(table, self._group)
         if table is not None and self._writer.manifest.collections:
             with closing(Store.open(self._writer.path)) as store:
                 require_same_types(table, store)
@@ -313,6 +385,23 @@ def require_new(ids: np.ndarray, taken: set[int], split: str) -> None:
             f"Sample {example} of split '{split}' comes twice at this checkpoint. Ids must be those of the samples "
             "themselves (a position within the batch is not one); leave out what was collected already."
         )
+
+
+def require_own(ids: Sequence[np.ndarray], split: str, group: Group) -> int:
+    """How many samples all ranks have; raises if there are none, or one came from two ranks."""
+    parts = group.gather(np.concatenate(ids) if ids else np.empty(0, dtype=np.int64))
+    everything = np.concatenate(parts)
+    if not len(everything):
+        raise BatchError(f"data for split '{split}' holds no samples.")
+    values, counts = np.unique(everything, return_counts=True)
+    if len(values) < len(everything):
+        example = int(values[counts > 1][0])
+        raise SampleIdError(
+            f"Sample {example} of split '{split}' comes from ranks "
+            f"{' and '.join(str(rank) for rank, own in enumerate(parts) if example in own)}. Give every rank samples "
+            "of its own; a map-style Dataset is shared out by itself."
+        )
+    return len(everything)
 
 
 def outputs(result: BatchGradients) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:

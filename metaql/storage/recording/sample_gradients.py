@@ -9,7 +9,7 @@ plain autograd, the first time that shape is seen.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,7 @@ from metaql.storage.recording.losses import ModelLosses, require_one_per_sample
 from metaql.storage.recording.replayed import Gradients, by_function, by_loop, within_batch
 from metaql.storage.recording.sample_blocks import make_block, parameter_gradient, require_same_form
 from metaql.storage.recording.self_check import coarsest, disagreeing, require_same_losses, shares
+from metaql.storage.recording.wrappers import as_written
 from metaql.storage.schema import Layer
 
 # How a parameter's gradient is had: from captured operations, by torch.func, by a loop over samples that
@@ -123,7 +124,8 @@ class _Mixture:
 class SampleGradients:
     """Turns batches into blocks of per-sample gradients of the given parameters.
 
-    ``layers`` are those of an existing store, which then must fit; None forms them from the first batch.
+    ``layers`` are those of an existing store, which then must fit; None forms them from the first batch, and
+    ``settle`` may put others in their place.
     """
 
     def __init__(
@@ -132,8 +134,10 @@ class SampleGradients:
         parameters: Mapping[str, torch.nn.Parameter],
         dtype: str,
         layers: tuple[Layer, ...] | None = None,
+        settle: Callable[[tuple[Layer, ...]], tuple[Layer, ...]] = lambda formed: formed,
     ) -> None:
         self.layers = layers
+        self._settle = settle
         self._losses = function
         self._parameters = parameters
         self._dtype = dtype
@@ -143,7 +147,7 @@ class SampleGradients:
     def of(self, batch: Any, ids: np.ndarray) -> BatchGradients:
         """The gradients of the batch of these samples, which is on the model's device already."""
         samples = len(ids)
-        with torch.enable_grad():
+        with torch.enable_grad(), as_written():
             run = self._run(batch, samples)
             losses.require_finite(run.values.detach(), ids)
             plan, replayed = self._known(run) or self._examine(run)
@@ -217,7 +221,7 @@ class SampleGradients:
         routes, replayed = self._confirm_replayed(run, _Plan(alignments, routes), mixture)
         self._warn_of_slow(routes, reference)
         if self.layers is None:
-            self.layers = form_layers(self._parameters, uses, captured, unused, self._dtype)
+            self.layers = self._settle(form_layers(self._parameters, uses, captured, unused, self._dtype))
         for layer in self.layers:
             require_same_form(layer, uses, captured | unused)
         plan = self._plans[run.signature] = _Plan(alignments, routes, {run.capture.rows.told})

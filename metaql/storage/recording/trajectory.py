@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Literal
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from metaql.errors import BatchError, ModelStateError, SampleIdError, UnsupportedParameterError
 from metaql.storage import tables
-from metaql.storage.blocks import Block
+from metaql.storage.blocks import Block, Full
 from metaql.storage.collection_writer import CollectionWriter
+from metaql.storage.group import Group
 from metaql.storage.recording.aligned import AlignedUse, mixtures
 from metaql.storage.recording.alignment import Alignment
 from metaql.storage.recording.batches import integer_ids
@@ -24,6 +26,8 @@ from metaql.storage.recording.optimizers import step_settings
 from metaql.storage.recording.sample_blocks import make_block, require_finite, require_same_form
 from metaql.storage.recording.self_check import disagreeing, exceeds_rounding, shares
 from metaql.storage.recording.watched_step import WatchedStep, noting_scale
+from metaql.storage.recording.wrappers import as_written
+from metaql.storage.schema import Layer
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
 
@@ -38,13 +42,22 @@ class Trajectory:
     """The steps of a training run on their way into a store."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], writer: Writer, dtype: str, model: str, losses: str
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        writer: Writer,
+        dtype: str,
+        model: str,
+        losses: str,
+        group: Group,
+        settle: Callable[[tuple[Layer, ...]], tuple[Layer, ...]],
     ) -> None:
         self._parameters = parameters
         self._writer = writer
         self._dtype = dtype
         self._model = model
         self._losses = losses
+        self._group = group
+        self._settle = settle
         self._layers = writer.manifest.layers
         self._alignments: dict[tuple[Any, ...], Sequence[Alignment | None]] = {}
         self._collection: CollectionWriter | None = None
@@ -76,26 +89,41 @@ class Trajectory:
             self._parameters, len(ids), unsettled=lambda signature: signature not in self._alignments, mixing=mixing
         )
         try:
-            with noting_scale(watched.note_scale), watched:
+            with as_written(), noting_scale(watched.note_scale), watched:
                 yield
         finally:
             watched.stop()
-        blocks = self._blocks(watched, 1.0 / (factors * watched.scale))
-        require_finite(blocks, ids)
+        with self._group.together("step") as turn:
+            blocks = self._blocks(watched, 1.0 / (factors * watched.scale))
+            require_finite(blocks, ids)
+            turn.own = len(ids), int(self._is_due(blocks))
         self._append(ids, split, blocks)
-        name = reduction if isinstance(reduction, str) else "weights"
-        common = {"step": self.steps, "batch_size": len(ids), "reduction": name}
+        sizes = [size for size, _ in turn.all]
+        common = {"step": self.steps, "batch_size": sum(sizes), "reduction": _name(reduction, sizes)}
         self._rows += [{**group, **common} for group in groups]
-        if self._is_due():
+        # Rank 0's clock counts.
+        if turn.all[0][1]:
             self.commit()
 
     def commit(self) -> None:
         """Makes the steps so far part of the store."""
         if self._collection is None:
             return
-        collection, self._collection = self._collection, None
-        rows, self._rows = self._rows, []
-        collection.finish(steps=pa.Table.from_pylist(rows, tables.STEPS))
+        with self._group.together("step"):
+            collection, self._collection = self._collection, None
+            rows, self._rows = self._rows, []
+            collection.finish(steps=pa.Table.from_pylist(rows, tables.STEPS) if self._group.leads else None)
+
+    def abandon(self) -> None:
+        """Drops the steps that are not committed, with a warning: for a rank whose others may be elsewhere."""
+        if self._collection is not None:
+            collection, self._collection, self._rows = self._collection, None, []
+            collection.abort()
+            warnings.warn(
+                f"The last recorded steps, up to step {self._steps}, are not in the store: an error on one rank alone "
+                "leaves only what all of them had committed.",
+                stacklevel=3,
+            )
 
     def _last_step(self) -> int:
         if not any(each.steps for each in self._writer.manifest.collections):
@@ -114,9 +142,12 @@ class Trajectory:
         self._collection.append(ids, blocks, None, step=number)
         self._steps = number
 
-    def _is_due(self) -> bool:
-        assert self._collection is not None
-        return self._collection.bytes > COMMIT_BYTES or time.monotonic() - self._since > COMMIT_SECONDS
+    def _is_due(self, blocks: Mapping[str, Block]) -> bool:
+        """Whether to commit once these are appended."""
+        waiting = sum(map(_bytes, blocks.values()))
+        if self._collection is None:
+            return waiting > COMMIT_BYTES
+        return self._collection.bytes + waiting > COMMIT_BYTES or time.monotonic() - self._since > COMMIT_SECONDS
 
     def _blocks(self, watched: WatchedStep, scale: Tensor) -> dict[str, Block]:
         """Each layer's block, from a pass that is over."""
@@ -128,7 +159,8 @@ class Trajectory:
             _require_sums(uses, watched)
         if not self._layers:
             fired = set(watched.gradients)
-            self._layers = form_layers(self._parameters, uses, fired, set(self._parameters) - fired, self._dtype)
+            formed = form_layers(self._parameters, uses, fired, set(self._parameters) - fired, self._dtype)
+            self._layers = self._settle(formed)
         if is_new:
             for layer in self._layers:
                 require_same_form(layer, uses, set(self._parameters))
@@ -160,6 +192,19 @@ class Trajectory:
                 f"Along the trajectory these parameters have no factors: {listed}. Leave them out with layers=, or "
                 "record at checkpoints with collect, which has a way for every parameter."
             )
+
+
+def _bytes(block: Block) -> int:
+    return block.gradient.nbytes if isinstance(block, Full) else block.suffix.nbytes + block.prefix.nbytes
+
+
+def _name(reduction: Reduction, sizes: Sequence[int]) -> str:
+    """How the update's gradient was made of the samples' own, over all ranks, of which it is the mean."""
+    if not isinstance(reduction, str):
+        return "weights"
+    # Only where all ranks have as many is the mean of their means that of all samples; of sums it never is the sum.
+    same = len(set(sizes)) == 1 if reduction == "mean" else len(sizes) == 1
+    return reduction if same else "weights"
 
 
 def _factors(reduction: Reduction, samples: int) -> Tensor:

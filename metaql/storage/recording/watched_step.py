@@ -141,6 +141,9 @@ class WatchedStep(Capture):
     def _keep_gradient(self, name: str) -> Callable[[Tensor], None]:
         def keep(gradient: Tensor) -> None:
             gradient = gradient.detach().to_dense()
+            if self.alignments is not None:
+                # It will be compared, and DistributedDataParallel averages over the ranks in place.
+                gradient = gradient.clone()
             before = self.gradients.get(name)
             self.gradients[name] = gradient if before is None else before + gradient
 
