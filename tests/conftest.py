@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from metaql.storage.blocks import Block, Factored, Full, lay_out
-from metaql.storage.schema import FACTORED, FULL, Layer, Parameter, Unfold
+from metaql.storage.blocks import Block, Factored, Full, lay_out, whole
+from metaql.storage.schema import FACTORED, FULL, TIED, Layer, Parameter, Unfold, parts
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
 
@@ -36,6 +36,11 @@ def small_layers(dtype: str = "float32") -> tuple[Layer, ...]:
     )
 
 
+def tied_layer(dtype: str = "float32") -> Layer:
+    """A weight that is a table of five rows as well as an output projection of two positions."""
+    return Layer("shared", TIED, _two("shared", (5, 2))[:1], FACTORED, dtype, 1, 2, 5, 2, None, 2)
+
+
 def _two(name: str, shape: tuple[int, ...]) -> tuple[Parameter, ...]:
     return Parameter(f"{name}.weight", shape), Parameter(f"{name}.bias", shape[:1])
 
@@ -48,6 +53,8 @@ def small_block(rng: np.random.Generator, layer: Layer, samples: int) -> Block:
 
     if layer.layout == FULL:
         return Full(values(samples, layer.width))
+    if layer.kind == TIED:
+        return whole([small_block(rng, part, samples) for part in parts(layer)])
     lengths = rng.integers(0, 4, samples) if layer.positions is None else np.full(samples, layer.positions)
     count, offsets = int(lengths.sum()), torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
     prefix = values(count, layer.output_width or 0)

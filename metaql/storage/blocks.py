@@ -5,6 +5,7 @@ Letters: n samples, s positions, g groups, i one group's input width, o one grou
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -12,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from metaql.storage.schema import Layer, Unfold
+from metaql.storage.schema import Layer, Unfold, parts
 
 # Samples that differ in their number of positions are read more slowly: merging has to save this much.
 _WORTH_MERGING = 0.1
@@ -33,6 +34,27 @@ class Factored:
     samples: int
     offsets: Tensor | None = None
 
+    def each(self, change: Callable[[Factored], Factored]) -> Factored:
+        """The block changed; as ``Tied.each`` for the one part there is."""
+        return change(self)
+
+
+@dataclass(frozen=True)
+class Tied:
+    """The factors of a tied layer's two parts, for the same samples: the gradient is the sum of both."""
+
+    projection: Factored
+    table: Factored
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return self.projection.samples
+
+    def each(self, change: Callable[[Factored], Factored]) -> Tied:
+        """Both parts changed alike."""
+        return Tied(change(self.projection), change(self.table))
+
 
 @dataclass(frozen=True)
 class Full:
@@ -46,7 +68,40 @@ class Full:
         return self.gradient.shape[0]
 
 
-Block = Factored | Full
+Factors = Factored | Tied
+Block = Factors | Full
+
+
+def split(layer: Layer, block: Factors) -> tuple[tuple[Layer, Factored], ...]:
+    """A block as the terms of a sum, each with the layer that it is like one of."""
+    if isinstance(block, Factored):
+        return ((layer, block),)
+    projection, table = parts(layer)
+    return (projection, block.projection), (table, block.table)
+
+
+def stored(layer: Layer, block: Block) -> tuple[tuple[Layer, Factored | Full], ...]:
+    """A block as it is stored: its parts, each with the layer it is written as."""
+    return ((layer, block),) if isinstance(block, Full) else split(layer, block)
+
+
+def size(block: Block) -> int:
+    """The bytes a block keeps alive."""
+    if isinstance(block, Full):
+        return block.gradient.nbytes
+    if isinstance(block, Tied):
+        return size(block.projection) + size(block.table)
+    return block.suffix.nbytes + block.prefix.nbytes
+
+
+def whole(found: Sequence[Block]) -> Block:
+    """The block of a layer from those of its parts."""
+    if len(found) == 1:
+        return found[0]
+    projection, table = found
+    assert isinstance(projection, Factored)
+    assert isinstance(table, Factored)
+    return Tied(projection, table)
 
 
 def unfold(geometry: Unfold, inputs: Tensor) -> Tensor:
@@ -88,6 +143,9 @@ def lay_out(layer: Layer, block: Block) -> Tensor:
     """The gradients themselves, [n, layer.width]."""
     if isinstance(block, Full):
         return block.gradient
+    if isinstance(block, Tied):
+        first, second = (lay_out(part, factors) for part, factors in split(layer, block))
+        return first + second
     block = rows(layer, block)
     weight = weight_gradient(layer.kind, block, layer.groups, layer.parameters[0].shape)
     if not layer.has_bias:

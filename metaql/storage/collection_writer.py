@@ -13,14 +13,14 @@ from torch import Tensor
 from metaql.errors import BatchError, InternalError, RecordingError
 from metaql.storage.arrow_writer import write_table
 from metaql.storage.background import Background
-from metaql.storage.blocks import Block, Factored, Full
+from metaql.storage.blocks import Block, Factored, Full, stored
 from metaql.storage.durable import writing
 from metaql.storage.forms import prefix_width, suffix_width
 from metaql.storage.input_writer import InputWriter
 from metaql.storage.layer_writer import LayerWriter
 from metaql.storage.manifest import Collection, Inputs, Segment
 from metaql.storage.row_writer import RowWriter, row_batch
-from metaql.storage.schema import FULL, Layer
+from metaql.storage.schema import FULL, Layer, stored_parts
 from metaql.storage.staging import BufferPool, LayerStaging, Staged, release
 
 # A layer's buffer goes to the writing thread at this size, which makes a record batch. The first ones are
@@ -55,6 +55,9 @@ class CollectionWriter:
         self.rows = 0
         self.bytes = 0
         self._folder = folder
+        self._recorded = layers
+        # A tied layer's parts are written as layers of their own.
+        layers = tuple(part for layer in layers for part in stored_parts(layer))
         self._layers = {layer.name: layer for layer in layers}
         self._split = split
         self._checkpoint = checkpoint
@@ -93,6 +96,7 @@ class CollectionWriter:
         self._require_usable()
         if not len(ids):
             return
+        blocks = self._parts(blocks)
         for name, layer in self._layers.items():
             _require_block(layer, blocks.get(name), len(ids))
         rows = row_batch(ids, step, loss, prediction, confidence)
@@ -140,6 +144,11 @@ class CollectionWriter:
                 writer.abandon()
         self._discard(self._folder)
 
+    def _parts(self, blocks: Mapping[str, Block]) -> dict[str, Factored | Full]:
+        """The blocks that are given, by the names of what they are written as."""
+        given = ((layer, blocks[layer.name]) for layer in self._recorded if layer.name in blocks)
+        return {part.name: one for layer, block in given for part, one in stored(layer, block)}
+
     def _require_usable(self) -> None:
         if self.closed:
             raise RecordingError("This collection is closed: start another to record more.")
@@ -168,7 +177,7 @@ class CollectionWriter:
         if self._row_count >= _FLUSH_ROWS:
             self._flush_rows()
 
-    def _buffer_block(self, name: str, block: Block) -> None:
+    def _buffer_block(self, name: str, block: Factored | Full) -> None:
         self.bytes += self._staging[name].append(block)
         if self._staging[name].bytes >= min(max(_FIRST_FLUSH_BYTES, self._flushed[name]), _FLUSH_BYTES):
             self._flush(name)
@@ -241,7 +250,7 @@ class CollectionWriter:
             return tuple(segment for segments in closed for segment in segments)
 
 
-def _require_block(layer: Layer, block: Block | None, samples: int) -> None:
+def _require_block(layer: Layer, block: Factored | Full | None, samples: int) -> None:
     """InternalError unless the block is of this layer's layout and widths: nothing wrong gets stored."""
     if block is None:
         raise InternalError(f"A batch has no gradients of layer '{layer.name}'.")

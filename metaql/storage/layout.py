@@ -27,6 +27,8 @@ def size(layer: Layer, positions: float, geometry: Unfold | None) -> Size:
         return Size(layer.width, None, None)
     suffix = 1 if layer.kind == "embedding" else layer.groups * layer.input_width
     factored = positions * (suffix + layer.output_width)
+    if layer.looked_up is not None:
+        factored += layer.looked_up * (1 + layer.input_width)
     later = prod(geometry.input_shape) + positions * layer.output_width if geometry else None
     return Size(layer.width, factored, later)
 

@@ -22,7 +22,9 @@ from metaql.storage.manifest import (
 from metaql.storage.schema import Layer, Parameter, Unfold
 
 FORMAT = "metaql"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Version 1 knew no tied layers; all else is the same.
+_READABLE = (1, FORMAT_VERSION)
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -40,10 +42,10 @@ def decode(data: bytes, path: Path, cure: str) -> Manifest:
         name, version, length, crc = (header[key] for key in ("format", "format_version", "bytes", "crc32"))
     except (ValueError, KeyError, TypeError):
         raise CorruptStoreError(f"{path} is not a manifest any more: {cure}.") from None
-    if name == FORMAT and version != FORMAT_VERSION:
+    if name == FORMAT and version not in _READABLE:
         raise StoreVersionError(
-            f"{path} is in version {version} of the store's format, and this MetaQL reads version "
-            f"{FORMAT_VERSION}: use the MetaQL that recorded it, or a newer one."
+            f"{path} is in version {version} of the store's format, and this MetaQL reads versions "
+            f"{' and '.join(map(str, _READABLE))}: use the MetaQL that recorded it, or a newer one."
         )
     body = rest[:-1]
     if name != FORMAT or rest[-1:] != b"\n" or len(body) != length or zlib.crc32(body) != crc:

@@ -73,5 +73,9 @@ class Replay:
 def _converted(block: Block, dtype: torch.dtype) -> Block:
     if isinstance(block, Full):
         return Full(block.gradient.to(dtype))
+    return block.each(lambda part: _converted_factors(part, dtype))
+
+
+def _converted_factors(block: Factored, dtype: torch.dtype) -> Factored:
     suffix = block.suffix.to(dtype) if block.suffix.is_floating_point() else block.suffix
     return Factored(suffix, block.prefix.to(dtype), block.samples, block.offsets)

@@ -6,15 +6,20 @@ A layer's gradient for one sample is, for a weight W of shape (output_width, inp
 
 with ``groups`` blocks along the diagonal for grouped convolutions: output channel o belongs to group
 ``o // (output_width // groups)``, and ``input_width`` is the width of one group's input.
+
+A weight that is both an output projection and an embedding's table has the sum of two such gradients: a ``tied`` layer,
+which is stored and computed with as its two parts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 FACTORED = "factored"
 FULL = "full"
+TIED = "tied"
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,12 @@ class Unfold:
 class Layer:
     """A recorded layer: a weight with its bias, or another parameter.
 
-    ``kind`` is ``linear``, ``conv`` or ``embedding`` (which have factors), or ``norm``, ``bias`` or
+    ``kind`` is ``linear``, ``conv``, ``embedding`` or ``tied`` (which have factors), or ``norm``, ``bias`` or
     ``parameter`` (which have none and are always laid out in full). ``parameters`` lists the weight
     first, then the bias. ``dtype`` is that on disk: ``float32``, ``float64`` or ``bfloat16``.
     For an embedding ``input_width`` is the number of rows of its table, and a suffix is a row's number.
     ``positions`` is about how many a sample has, before any are left out; None where nobody knows.
+    ``looked_up`` is as many as that of a tied layer's table; its other fields are those of the projection.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Layer:
     output_width: int | None = None
     positions: int | None = None
     unfold: Unfold | None = None
+    looked_up: int | None = None
 
     @property
     def width(self) -> int:
@@ -76,3 +83,27 @@ class Layer:
     def has_bias(self) -> bool:
         """Whether the second parameter is a bias, which adds the prefixes' own sum."""
         return len(self.parameters) == 2
+
+
+def parts(layer: Layer) -> tuple[Layer, ...]:
+    """What a layer's factors are those of: a tied layer's projection and table, any other layer itself."""
+    return _tied_parts(layer) if layer.kind == TIED else (layer,)
+
+
+def stored_parts(layer: Layer) -> tuple[Layer, ...]:
+    """What has segments of its own: a layer's parts, as long as it is kept in factors."""
+    return parts(layer) if layer.layout == FACTORED else (layer,)
+
+
+@lru_cache(maxsize=256)
+def _tied_parts(layer: Layer) -> tuple[Layer, Layer]:
+    table = replace(
+        layer,
+        name=f"{layer.name} (table)",
+        kind="embedding",
+        input_width=layer.output_width,
+        output_width=layer.input_width,
+        positions=layer.looked_up,
+        looked_up=None,
+    )
+    return replace(layer, kind="linear", looked_up=None), table

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Block, Factored, Full
+from metaql.storage.blocks import Factored, Full
 from metaql.storage.schema import Layer
 
 # Untouched pages of a buffer cost nothing, so all have one size and fit any column.
@@ -76,7 +76,7 @@ class LayerStaging:
         """How much is waiting."""
         return sum(column.used for column in self._columns.values())
 
-    def append(self, block: Block) -> int:
+    def append(self, block: Factored | Full) -> int:
         """Copies the block; returns its bytes."""
         before = self.bytes
         self._samples += block.samples

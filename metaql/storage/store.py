@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from metaql.errors import ReferenceError, StoreError, UnknownNameError
-from metaql.storage.blocks import Block, Factored, Full
+from metaql.storage.blocks import Block, Factored, Full, whole
 from metaql.storage.commit import read_manifest
 from metaql.storage.forms import FULL as FULL_FORM
 from metaql.storage.forms import prefix_width, suffix_row_width, suffix_width
 from metaql.storage.gather import MissingRowError, Rows, Widths, read_rows
 from metaql.storage.manifest import Checkpoint, DataFile, Manifest
 from metaql.storage.mapped_file import StoreFolder
-from metaql.storage.schema import FULL, Layer
+from metaql.storage.schema import FULL, Layer, stored_parts
 from metaql.storage.segments import BatchIndex, OpenFiles, Source
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,7 +41,7 @@ class Store:
         self._open_files = OpenFiles(self._folder)
         self._layers = {layer.name: layer for layer in manifest.layers}
         self._indices: dict[str, BatchIndex] = {}
-        self._widths = {layer.name: _widths(layer) for layer in manifest.layers}
+        self._widths = {part.name: _widths(part) for layer in manifest.layers for part in stored_parts(layer)}
         self._starts = np.array([one.first_row for one in manifest.collections], dtype=np.int64)
         self._ends = self._starts + np.array([one.rows for one in manifest.collections], dtype=np.int64)
 
@@ -80,6 +80,9 @@ class Store:
         Rows that follow one another in a record batch are read-only views of the file: don't write to them.
         bfloat16 comes as float32. ReferenceError when the store does not have a row.
         """
+        return whole([self._read(part, rows) for part in stored_parts(layer)])
+
+    def _read(self, layer: Layer, rows: Array) -> Block:
         widths = self._widths[layer.name]
         if not len(rows):
             return _block(layer, _no_rows(layer, widths), 0)
@@ -91,14 +94,14 @@ class Store:
 
     def row_bytes(self, layer: Layer) -> int:
         """Stored bytes of an average row of a layer; 0 where nothing is stored."""
-        segments = [one for each in self.manifest.collections for one in each.segments if one.layer == layer.name]
-        return sum(one.file.bytes for one in segments) // max(sum(one.rows for one in segments), 1)
+        names = [part.name for part in stored_parts(layer)]
+        segments = [one for each in self.manifest.collections for one in each.segments if one.layer in names]
+        rows = sum(one.rows for one in segments) // len(names)
+        return sum(one.file.bytes for one in segments) // max(rows, 1)
 
     def together(self, layer: Layer, row: int) -> int:
         """How many rows from this one on lie in its record batch, so that reading them copies nothing."""
-        index = self._index(layer)
-        batch = bisect_right(index.starts, row) - 1
-        return max(index.ends[batch] - row, 0) if batch >= 0 else 0
+        return min(max(self.batch(part, row)[1] - row, 0) for part in stored_parts(layer))
 
     def stretch(self, row: int) -> tuple[int, int]:
         """The collection's rows around this one: the first, and one past the last; (row, row) when there is none."""
@@ -108,7 +111,10 @@ class Store:
         return int(self._starts[place]), int(self._ends[place])
 
     def batch(self, layer: Layer, row: int) -> tuple[int, int]:
-        """The rows of the record batch that holds this one: first, and one past the last; none if there is no such."""
+        """The rows of the record batch that holds this one: first, and one past the last; none if there is no such.
+
+        ``layer`` is one of ``stored_parts``.
+        """
         index = self._index(layer)
         batch = bisect_right(index.starts, row) - 1
         if batch < 0 or row >= index.ends[batch]:

@@ -6,7 +6,6 @@ Whole columns at a time; a million rows take well under a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from metaql.storage.arrow_arrays import primitive
 from metaql.storage.forms import FLOAT_BYTES, index_type, prefix_width, suffix_row_width
 from metaql.storage.manifest import Collection, Segment
 from metaql.storage.row_writer import ROW_SCHEMA
-from metaql.storage.schema import FULL, Layer
+from metaql.storage.schema import FULL, Layer, parts, stored_parts
 from metaql.storage.store import Store
 
 _KEYS = pa.schema([("row", pa.int64()), ("sample_id", pa.int64()), ("split", pa.string())])
@@ -170,7 +169,10 @@ def _setting(values: list[Any]) -> Any:
 
 
 def _layer(store: Store, layer: Layer) -> dict[str, Any]:
-    segments = [one for each in store.manifest.collections for one in each.segments if one.layer == layer.name]
+    segments = [
+        [one for each in store.manifest.collections for one in each.segments if one.layer == part.name]
+        for part in stored_parts(layer)
+    ]
     return {
         "layer": layer.name,
         "kind": layer.kind,
@@ -181,20 +183,24 @@ def _layer(store: Store, layer: Layer) -> dict[str, Any]:
         "layout": layer.layout,
         "factored_bytes": _factored_bytes(layer, segments),
         "full_bytes": layer.width * FLOAT_BYTES[layer.dtype],
-        "stored_bytes": sum(one.file.bytes for one in segments),
-        "stored_rows": sum(one.rows for one in segments),
+        "stored_bytes": sum(one.file.bytes for part in segments for one in part),
+        "stored_rows": sum(one.rows for one in segments[0]),
     }
 
 
-def _factored_bytes(layer: Layer, segments: Iterable[Segment]) -> int | None:
+def _factored_bytes(layer: Layer, segments: list[list[Segment]]) -> int | None:
     """Bytes of an average sample's factors: of those that are stored, else of those in the first batch."""
-    if layer.input_width is None or layer.output_width is None:
+    if layer.input_width is None:
         return None
-    stored = [one for one in segments if layer.layout != FULL]
-    rows = sum(one.rows for one in stored)
-    if rows:
-        return _bytes_of(layer, sum(one.statistics.positions for one in stored) / rows)
-    return None if layer.positions is None else _bytes_of(layer, layer.positions)
+    total = 0
+    for number, part in enumerate(parts(layer)):
+        stored = segments[number] if layer.layout != FULL else []
+        rows = sum(one.rows for one in stored)
+        positions = sum(one.statistics.positions for one in stored) / rows if rows else part.positions
+        if positions is None:
+            return None
+        total += _bytes_of(part, positions)
+    return total
 
 
 def _bytes_of(layer: Layer, positions: float) -> int:

@@ -11,14 +11,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Factored, sum_by_sample
+from metaql.storage.blocks import Factored, Factors, split, sum_by_sample
 from metaql.storage.schema import Layer
 from metaql.udfs.scratch import product
-from metaql.udfs.slices import by_group, cut, joined, padded, positions, row_dots, single, steps
+from metaql.udfs.slices import by_group, cut, joined, padded, positions, row_dots, single, steps, summed
 
 
-def contract(layer: Layer, block: Factored, gradient: Tensor, weight: bool, bias: bool) -> Tensor:
+def contract(layer: Layer, block: Factors, gradient: Tensor, weight: bool, bias: bool) -> Tensor:
     """Each sample's inner product with one laid-out gradient [layer.width]: [n]."""
+    return summed([_contract(part, factors, gradient, weight, bias) for part, factors in split(layer, block)])
+
+
+def _contract(layer: Layer, block: Factored, gradient: Tensor, weight: bool, bias: bool) -> Tensor:
     i, o = widths(layer)
     wider = o if layer.kind == "embedding" else max(layer.groups * i, o)
     parts = []
@@ -58,8 +62,12 @@ def _grouped(layer: Layer, block: Factored, matrix: Tensor) -> Tensor:
     return products
 
 
-def contract_pairs(layer: Layer, block: Factored, gradients: Tensor, weight: bool, bias: bool) -> Tensor:
+def contract_pairs(layer: Layer, block: Factors, gradients: Tensor, weight: bool, bias: bool) -> Tensor:
     """Each sample's inner product with the laid-out gradient beside it, [n, layer.width]: [n]."""
+    return summed([_contract_pairs(part, factors, gradients, weight, bias) for part, factors in split(layer, block)])
+
+
+def _contract_pairs(layer: Layer, block: Factored, gradients: Tensor, weight: bool, bias: bool) -> Tensor:
     block, size = padded(block), layer.parameters[0].width
     each = block.prefix.shape[0] // max(block.samples, 1)
     prefix = block.prefix.reshape(block.samples, each, block.prefix.shape[1])
@@ -84,12 +92,20 @@ def _weights_of_pairs(layer: Layer, block: Factored, prefix: Tensor, matrices: T
     return result
 
 
-def weighted_sum(layer: Layer, block: Factored, weights: Tensor) -> Tensor:
+def weighted_sum(layer: Layer, block: Factors, weights: Tensor) -> Tensor:
     """Σ_n weights_n g_n laid out, in one product over all positions: [layer.width]."""
-    each = weights.repeat_interleave(
-        block.prefix.shape[0] // max(block.samples, 1) if block.offsets is None else block.offsets.diff()
-    )
-    prefix = block.prefix * each.unsqueeze(1)
+    return summed([_weighted_sum(part, factors, weights) for part, factors in split(layer, block)])
+
+
+def weighted(block: Factored, weights: Tensor) -> Tensor:
+    """The prefixes, each multiplied with its sample's weight."""
+    each = block.prefix.shape[0] // max(block.samples, 1)
+    lengths = each if block.offsets is None else block.offsets.diff()
+    return block.prefix * weights.repeat_interleave(lengths).unsqueeze(1)
+
+
+def _weighted_sum(layer: Layer, block: Factored, weights: Tensor) -> Tensor:
+    prefix = weighted(block, weights)
     total = _weight_sum(layer, block.suffix, prefix).flatten()
     return torch.cat([total, prefix.sum(0)]) if layer.has_bias else total
 

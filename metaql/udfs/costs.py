@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, inf
 
-from metaql.storage.schema import Layer
+from metaql.storage.schema import TIED, Layer, parts
 
 # How two samples are multiplied, and how a query's rows are found: the words that EXPLAIN uses too.
 GRAM, CONTRACT, FULL = "gram", "contract", "full"
@@ -180,12 +180,32 @@ def gram(costs: Constants, layer: Layer, left: float, right: float) -> float:
 
 
 def _gram(costs: Constants, layer: Layer, left: float, right: float) -> float:
+    if layer.kind == TIED:
+        return _tied_gram(costs, layer, left, right)
     products = left * right
     return products * (2 * sum(factor_widths(layer)) * costs.flop + 2 * layer.groups * costs.result)
 
 
+def _tied_gram(costs: Constants, layer: Layer, left: float, right: float) -> float:
+    """Each part with each: where they differ, a product over the width, and a number of the prefix picked."""
+    ours, theirs = _shares(layer, left), _shares(layer, right)
+    alike = sum(_gram(costs, part, one, other) for (part, one), (_, other) in zip(ours, theirs, strict=True))
+    (_, projection), (table, looked_up) = ours
+    crossed = projection * theirs[1][1] + looked_up * theirs[0][1]
+    return alike + crossed * (2 * factor_widths(table)[1] * costs.flop + costs.gather + 2 * costs.result)
+
+
+def _shares(layer: Layer, positions: float) -> list[tuple[Layer, float]]:
+    """The parts of a tied layer, each with its positions where the projection has so many."""
+    each = (layer.looked_up or 0) / max(layer.positions or 0, 1)
+    projection, table = parts(layer)
+    return [(projection, positions), (table, positions * each)]
+
+
 def contract(costs: Constants, layer: Layer, positions: float) -> float:
     """Seconds to multiply so many positions with one laid-out gradient, and to add the products up."""
+    if layer.kind == TIED:
+        return sum(contract(costs, part, count) for part, count in _shares(layer, positions))
     i, o = factor_widths(layer)
     if layer.kind == "embedding":
         # Every position reads its own row of the table.
@@ -200,6 +220,8 @@ def contract(costs: Constants, layer: Layer, positions: float) -> float:
 
 def lay_out(costs: Constants, layer: Layer, positions: float) -> float:
     """Seconds to make one gradient, or a sum of several, of so many positions."""
+    if layer.kind == TIED:
+        return sum(lay_out(costs, part, count) for part, count in _shares(layer, positions))
     if layer.kind == "embedding":
         o = factor_widths(layer)[1]
         return layer.width * costs.result + positions * (costs.row + o * costs.gather) + costs.call
@@ -232,9 +254,15 @@ def _laid_out(costs: Constants, layer: Layer, side: Side) -> float:
 
 
 def factor_widths(layer: Layer) -> tuple[int, int]:
-    """Numbers of a position's suffix and prefix in a product; an embedding's suffix is a row to compare."""
+    """Numbers of a position's suffix and prefix in a product; an embedding's suffix is a row to compare.
+
+    With a position of a tied layer go so many of its table.
+    """
     assert layer.input_width is not None
     assert layer.output_width is not None
+    if layer.kind == TIED:
+        (_, _), (_, each) = _shares(layer, 1)
+        return round(layer.input_width + each * (1 + layer.input_width)), layer.output_width
     return 1 if layer.kind == "embedding" else layer.groups * layer.input_width, layer.output_width
 
 

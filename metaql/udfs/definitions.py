@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Block, Factored, Full, merge_rows
+from metaql.storage import schema
+from metaql.storage.blocks import Block, Factored, Full, merge_rows, split, whole
 from metaql.storage.schema import Layer
-from metaql.udfs.contract import weighted_sum
+from metaql.udfs.contract import weighted, weighted_sum
 from metaql.udfs.costs import factor_widths
 from metaql.udfs.patterns import Space, Term
 from metaql.udfs.references import Floats, Ints, References
-from metaql.udfs.slices import columns, steps
+from metaql.udfs.slices import columns, numbers, steps
 from metaql.udfs.work import Gathering
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ class _Piece:
         size = self.source.row_bytes(self.term.left)
         for part in steps(len(self.rows), size / 4, BLOCK_BYTES):
             block = self.source.read(self.term.left, self.rows[part])
-            like = block.prefix if isinstance(block, Factored) else block.gradient
-            yield block, torch.from_numpy(self.weights[part]).to(like.device, like.dtype)
+            yield block, torch.from_numpy(self.weights[part]).to(numbers(block))
             gathering.add(size * block.samples)
 
 
@@ -169,19 +169,22 @@ def _pieces(session: Session, part: Part, layer: Layer, space: Space) -> Iterato
                 yield _Piece(source, term, part.rows[places], part.weights[places])
 
 
-def _join_factors(pieces: list[_Piece], gathering: Gathering) -> Factored | None:
+def _join_factors(pieces: list[_Piece], gathering: Gathering) -> Block | None:
     """All positions as those of one sample, the weights multiplied into the prefixes; None if some are laid out."""
-    suffixes, prefixes = [], []
+    scaled: list[list[Factored]] = []
     for piece in pieces:
         for block, weights in piece.blocks(gathering):
             if isinstance(block, Full):
                 return None
-            each = len(block.prefix) // max(block.samples, 1)
-            lengths = block.offsets.diff() if block.offsets is not None else torch.full_like(weights, each).long()
-            suffixes.append(block.suffix)
-            prefixes.append(block.prefix * weights.repeat_interleave(lengths).unsqueeze(1))
-    found = Factored(torch.cat(suffixes), torch.cat(prefixes), 1)
-    return merge_rows(found) if pieces[0].term.left.kind == "embedding" else found
+            parts = [part for _, part in split(piece.term.left, block)]
+            scaled.append([Factored(part.suffix, weighted(part, weights), 1) for part in parts])
+    kinds = [part.kind for part in schema.parts(pieces[0].term.left)]
+    return whole([_one_sample(kind, column) for kind, column in zip(kinds, zip(*scaled, strict=True), strict=True)])
+
+
+def _one_sample(kind: str, blocks: Sequence[Factored]) -> Factored:
+    found = Factored(torch.cat([block.suffix for block in blocks]), torch.cat([block.prefix for block in blocks]), 1)
+    return merge_rows(found) if kind == "embedding" else found
 
 
 def _lay_out(pieces: list[_Piece], layer: Layer, gathering: Gathering) -> Tensor:

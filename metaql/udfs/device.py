@@ -6,13 +6,12 @@ import numpy as np
 import torch
 
 from metaql.errors import QueryError
-from metaql.storage.blocks import Block, Factored, Full
+from metaql.storage.blocks import Block, Factored, Full, size, whole
 from metaql.storage.cache import Cache
-from metaql.storage.schema import Layer
+from metaql.storage.schema import Layer, stored_parts
 from metaql.storage.store import Store
 from metaql.udfs.references import Ints
 from metaql.udfs.slices import move
-from metaql.udfs.vectors import size
 
 # The rest of a device's free memory is for what is computed.
 SHARE = 0.5
@@ -32,6 +31,9 @@ class DeviceBlocks:
 
     def read(self, layer: Layer, rows: Ints) -> Block:
         """The rows as the store has them, on the device; whole record batches are copied when rows follow in one."""
+        return whole([self._read(part, rows) for part in stored_parts(layer)])
+
+    def _read(self, layer: Layer, rows: Ints) -> Block:
         if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
             begin, end = self._store.batch(layer, int(rows[0]))
             fits = (end - begin) * self._store.row_bytes(layer) <= self._capacity
@@ -50,6 +52,9 @@ class DeviceBlocks:
         """The block in the device's memory, by way of pages that it can fetch by itself."""
         if isinstance(block, Full):
             return Full(self._sent(block.gradient))
+        return block.each(self._copied_factors)
+
+    def _copied_factors(self, block: Factored) -> Factored:
         offsets = None if block.offsets is None else self._sent(block.offsets)
         return Factored(self._sent(block.suffix), self._sent(block.prefix), block.samples, offsets)
 
@@ -86,6 +91,10 @@ def _part(block: Block, first: int, count: int) -> Block:
     """Some of a stored block's samples; the suffix of one with ``unfold`` has a row a sample, not a position."""
     if isinstance(block, Full):
         return Full(block.gradient[first : first + count])
+    return block.each(lambda one: _part_of_factors(one, first, count))
+
+
+def _part_of_factors(block: Factored, first: int, count: int) -> Factored:
     if block.offsets is not None:
         offsets = block.offsets[first : first + count + 1]
         begin, end = int(offsets[0]), int(offsets[-1])

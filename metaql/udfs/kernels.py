@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Block, Factored, Full, lay_out
+from metaql.storage.blocks import Block, Factors, Full, lay_out
 from metaql.storage.schema import Layer
 from metaql.udfs import costs
 from metaql.udfs.contract import contract, contract_pairs
 from metaql.udfs.costs import FULL, GRAM, SHIPPED, Constants, Side
 from metaql.udfs.gram import gram_matrix, gram_pairs
 from metaql.udfs.patterns import Term
-from metaql.udfs.slices import columns, cut, joined, move, padded, positions, row_dots, steps
+from metaql.udfs.slices import columns, cut, joined, move, numbers, padded, positions, row_dots, steps
 
 # Laid-out gradients of one step: more of them than the caches hold, since each is read once only.
 LAID_OUT_BUDGET = 32 << 20
@@ -30,9 +30,9 @@ def pairs(term: Term, left: Block, right: Block, machine: Constants = SHIPPED) -
         return _full_pairs(term, left, right)
     if isinstance(left, Full):
         left, right = right, left
-    assert isinstance(left, Factored)
+    assert not isinstance(left, Full)
     if way == GRAM:
-        assert isinstance(right, Factored)
+        assert not isinstance(right, Full)
         return gram_pairs(term.left, left, right, term.weight, term.bias)
     return _contract_pairs(term, left, right)
 
@@ -46,23 +46,23 @@ def matrix(term: Term, left: Block, right: Block, machine: Constants = SHIPPED) 
     if way == FULL:
         return _full_matrix(term, left, right)
     if isinstance(left, Full):
-        assert isinstance(right, Factored)
+        assert not isinstance(right, Full)
         return _contract_matrix(term, right, left).T
     if way == GRAM:
-        assert isinstance(right, Factored)
+        assert not isinstance(right, Full)
         return gram_matrix(term.left, left, right, term.weight, term.bias)
     return _contract_matrix(term, left, right)
 
 
 def side(block: Block) -> Side:
     """How large a block is."""
-    return Side(block.samples, positions(block) if isinstance(block, Factored) else None)
+    return Side(block.samples, None if isinstance(block, Full) else positions(block))
 
 
 def restored(layer: Layer, block: Block) -> Tensor:
     """The gradients themselves, [n, layer.width]."""
     # Padding first: laying out samples of different lengths is a loop over them.
-    return lay_out(layer, padded(block) if isinstance(block, Factored) else block)
+    return lay_out(layer, block if isinstance(block, Full) else block.each(padded))
 
 
 def _has_factors(term: Term, left: Side, right: Side) -> bool:
@@ -72,7 +72,7 @@ def _has_factors(term: Term, left: Side, right: Side) -> bool:
 
 def _alike(left: Block, right: Block) -> tuple[Block, Block]:
     """Both in the wider of their dtypes."""
-    a, b = _numbers(left), _numbers(right)
+    a, b = numbers(left), numbers(right)
     if a.dtype == b.dtype:
         return left, right
     dtype = torch.promote_types(a.dtype, b.dtype)
@@ -88,12 +88,12 @@ def _full_pairs(term: Term, left: Block, right: Block) -> Tensor:
         )
         for part in _laid_out_steps(term, left, right)
     ]
-    return joined(results, _numbers(left).new_zeros(0))
+    return joined(results, numbers(left).new_zeros(0))
 
 
 def _full_matrix(term: Term, left: Block, right: Block) -> Tensor:
     own, other = _shared_columns(term)
-    result = _numbers(left).new_zeros(left.samples, right.samples)
+    result = numbers(left).new_zeros(left.samples, right.samples)
     for across in _laid_out_steps(term, right):
         others = columns(term.right, other, restored(term.right, _slice(right, across))).T
         for down in _laid_out_steps(term, left):
@@ -114,15 +114,15 @@ def _laid_out_steps(term: Term, *blocks: Block) -> list[slice]:
     return list(steps(blocks[0].samples, term.left.width, LAID_OUT_BUDGET))
 
 
-def _contract_pairs(term: Term, left: Factored, right: Block) -> Tensor:
+def _contract_pairs(term: Term, left: Factors, right: Block) -> Tensor:
     results = [
-        contract_pairs(term.left, cut(left, part), restored(term.left, _slice(right, part)), term.weight, term.bias)
+        contract_pairs(term.left, _some(left, part), restored(term.left, _slice(right, part)), term.weight, term.bias)
         for part in _laid_out_steps(term, right)
     ]
-    return joined(results, left.prefix.new_zeros(0))
+    return joined(results, numbers(left).new_zeros(0))
 
 
-def _contract_matrix(term: Term, left: Factored, right: Block) -> Tensor:
+def _contract_matrix(term: Term, left: Factors, right: Block) -> Tensor:
     """Each right sample laid out, and all left samples contracted with it."""
     if right.samples == 1:
         return contract(term.left, left, restored(term.left, right)[0], term.weight, term.bias).unsqueeze(1)
@@ -131,12 +131,12 @@ def _contract_matrix(term: Term, left: Factored, right: Block) -> Tensor:
         for part in _laid_out_steps(term, right)
         for gradient in restored(term.left, _slice(right, part))
     ]
-    return torch.stack(scores, dim=1) if scores else left.prefix.new_zeros(left.samples, 0)
+    return torch.stack(scores, dim=1) if scores else numbers(left).new_zeros(left.samples, 0)
 
 
 def _slice(block: Block, part: slice) -> Block:
-    return Full(block.gradient[part]) if isinstance(block, Full) else cut(block, part)
+    return Full(block.gradient[part]) if isinstance(block, Full) else _some(block, part)
 
 
-def _numbers(block: Block) -> Tensor:
-    return block.prefix if isinstance(block, Factored) else block.gradient
+def _some(block: Factors, part: slice) -> Factors:
+    return block.each(lambda one: cut(one, part))

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from metaql.storage.blocks import Factored, lay_out
 from metaql.udfs.function import Function, one_thread
+from metaql.udfs.kernels import restored
 from metaql.udfs.layers import restricted
 from metaql.udfs.references import GRADIENT, References
 from metaql.udfs.session import Session
-from metaql.udfs.slices import columns, padded
+from metaql.udfs.slices import columns
 
 
 def restore(session: Session) -> Function:
@@ -48,8 +48,7 @@ def _vectors(session: Session, found: References) -> list[Any]:
         for source, inner in session.resolve(store, numbers):
             parts = []
             for chosen in source.space.select(pattern):
-                block = source.read(chosen.layer, numbers[inner])
-                whole = lay_out(chosen.layer, padded(block) if isinstance(block, Factored) else block)
+                whole = restored(chosen.layer, source.read(chosen.layer, numbers[inner]))
                 parts.append(columns(chosen.layer, chosen.places, whole))
             rows = torch.cat(parts, dim=1).cpu().numpy() if parts else np.zeros((len(numbers[inner]), 0))
             for place, row in zip(where[inner], rows, strict=True):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Block, Factored, Full, owners
+from metaql.storage.blocks import Block, Factored, Factors, Full, Tied, owners
 from metaql.storage.schema import Layer
 
 # Intermediate results of a kernel are kept near the processor's caches; larger ones were slower throughout.
@@ -43,6 +43,10 @@ def take(block: Block, samples: Tensor) -> Block:
     """The samples at these places, in this order, repeated as often as they are named."""
     if isinstance(block, Full):
         return Full(block.gradient[samples])
+    return block.each(lambda one: _take(one, samples))
+
+
+def _take(block: Factored, samples: Tensor) -> Factored:
     if block.offsets is None:
         each = block.prefix.shape[0] // max(block.samples, 1)
         suffix = block.suffix.reshape(block.samples, each, *block.suffix.shape[1:])[samples]
@@ -80,8 +84,22 @@ def joined(parts: list[Tensor], empty: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def positions(block: Factored) -> float:
-    """The average number of positions of a sample."""
+def summed(parts: list[Tensor]) -> Tensor:
+    """The sum of some tensors; one as it is."""
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def numbers(block: Block) -> Tensor:
+    """A tensor of the block's, for its type and device."""
+    if isinstance(block, Full):
+        return block.gradient
+    return (block.projection if isinstance(block, Tied) else block).prefix
+
+
+def positions(block: Factors) -> float:
+    """The average number of positions of a sample; of a tied layer's projection."""
+    if isinstance(block, Tied):
+        block = block.projection
     return block.prefix.shape[0] / max(block.samples, 1)
 
 
@@ -108,6 +126,10 @@ def move(block: Block, device: torch.device, dtype: torch.dtype | None = None) -
     """The block on a device and in a dtype; row numbers of an embedding stay integers."""
     if isinstance(block, Full):
         return Full(block.gradient.to(device, dtype))
+    return block.each(lambda one: _move(one, device, dtype))
+
+
+def _move(block: Factored, device: torch.device, dtype: torch.dtype | None) -> Factored:
     whole = not block.suffix.is_floating_point()
     suffix = block.suffix.to(device, None if whole else dtype)
     offsets = None if block.offsets is None else block.offsets.to(device)

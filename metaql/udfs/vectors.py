@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from metaql.errors import ReferenceError
-from metaql.storage.blocks import Block, Factored, Full, lay_out
+from metaql.storage.blocks import Block, Factored, Full, lay_out, size, split, whole
 from metaql.storage.cache import Cache
 from metaql.storage.schema import Layer
 from metaql.udfs import costs
@@ -26,6 +26,7 @@ from metaql.udfs.costs import Constants, Side
 from metaql.udfs.kernels import restored
 from metaql.udfs.patterns import Space
 from metaql.udfs.references import Ints, constant
+from metaql.udfs.slices import positions
 
 if TYPE_CHECKING:
     from metaql.udfs.session import Session
@@ -95,7 +96,7 @@ class Vectors:
         found = self._cache.get((number, layer.name))
         if found is None:
             return self._definitions[number].positions(self._session, layer)
-        return len(found.prefix) if isinstance(found, Factored) else None
+        return None if isinstance(found, Full) else positions(found)
 
     def block(self, number: int, layer: Layer) -> Block:
         """One vector in one layer, in the form that many samples are multiplied with best."""
@@ -174,21 +175,19 @@ class VectorSource:
         return row, row + 1
 
 
-def size(block: Block) -> int:
-    """The bytes a block keeps alive."""
-    if isinstance(block, Full):
-        return block.gradient.nbytes
-    return block.suffix.nbytes + block.prefix.nbytes
-
-
 def join(layer: Layer, blocks: list[Block]) -> Block:
     """Blocks one after another; laid out when only some of them are."""
     if len(blocks) == 1:
         return blocks[0]
-    factored = [block for block in blocks if isinstance(block, Factored)]
-    if not blocks or len(factored) < len(blocks):
+    factors = [block for block in blocks if not isinstance(block, Full)]
+    if not blocks or len(factors) < len(blocks):
         rows = [lay_out(layer, block) for block in blocks]
         return Full(torch.cat(rows) if rows else torch.zeros(0, layer.width))
+    columns = zip(*(split(layer, block) for block in factors), strict=True)
+    return whole([_join([factored for _, factored in column]) for column in columns])
+
+
+def _join(factored: list[Factored]) -> Factored:
     lengths = torch.cat([lengths_of(block) for block in factored])
     return Factored(
         torch.cat([block.suffix for block in factored]),

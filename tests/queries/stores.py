@@ -16,7 +16,7 @@ from metaql.storage.blocks import lay_out
 from metaql.storage.schema import Layer
 from metaql.storage.tables import STEPS
 from metaql.storage.writer import Writer
-from tests.conftest import small_block, small_layers
+from tests.conftest import small_block, small_layers, tied_layer
 
 Row = dict[str, Any]
 
@@ -68,7 +68,9 @@ def _selects(pattern: str, name: str) -> bool:
 def record(path: Path, recipe: Recipe, seed: int) -> PlainStore:
     """Records the recipe at a path; labels, losses and gradients are random, small and exact in every type."""
     rng = np.random.default_rng(seed)
-    layers = tuple(layer for layer in small_layers(recipe.dtype) if layer.name in recipe.layers)
+    layers = tuple(
+        layer for layer in (*small_layers(recipe.dtype), tied_layer(recipe.dtype)) if layer.name in recipe.layers
+    )
     plain = PlainStore(layers)
     with Writer.open(path) as writer:
         writer.define("Net", layers, recipe.dtype)
@@ -155,7 +157,12 @@ def _thirds(split: str, number: int) -> int | None:
 EVERY_LAYER = tuple(layer.name for layer in small_layers())
 POOL = (
     # Every kind of layer; each split at both checkpoints; the same ids in all splits.
-    Recipe(EVERY_LAYER, 2, (*_every("train", 8, 2), *_every("validation", 5, 2), *_every("test", 3, 2)), _thirds),
+    Recipe(
+        (*EVERY_LAYER, "shared"),
+        2,
+        (*_every("train", 8, 2), *_every("validation", 5, 2), *_every("test", 3, 2)),
+        _thirds,
+    ),
     # One query sample, three checkpoints.
     Recipe(("fc1", "block.words", "head"), 3, (*_every("train", 6, 3), *_every("validation", 1, 3)), _thirds),
     # More rows than layers, ids that overlap in part, labels that are rarely there.
@@ -184,5 +191,5 @@ POOL = (
         lambda split, number: number % 2 if split == "train" else 1 + number % 2,
         "float64",
     ),
-    Recipe(("fc1", "block.words"), 1, (*_every("train", 7, 1), *_every("validation", 5, 1)), _thirds, "bfloat16"),
+    Recipe(("fc1", "shared"), 1, (*_every("train", 7, 1), *_every("validation", 5, 1)), _thirds, "bfloat16"),
 )

@@ -1,5 +1,7 @@
 """The factors that are kept of a table: one position for each row that a sample looked up."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import metaql
 from metaql.storage.blocks import Factored, lay_out, merge_rows
 from metaql.storage.recording.losses import ModelLosses
 from metaql.storage.recording.recorder import Recorder
@@ -90,3 +93,137 @@ def test_merged_rows_come_back_from_a_store(dtype, tmp_path, sentences):
     expected = {name: each[[3, 0, 2, 1]] for name, each in by_loop(model, (words, targets), 4).items()}
     tolerance = {"float32": 1e-6, "float64": 1e-9, "bfloat16": 2e-2}[dtype]
     assert_close(found, expected, tolerance)
+
+
+class Tied(nn.Module):
+    """A language model whose table is the output projection, with a bias there as BERT has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.inner = nn.Embedding(WORDS, 9), nn.Linear(9, 9)
+        self.bias = nn.Parameter(torch.randn(WORDS))
+
+    def forward(self, words):
+        states = torch.tanh(self.inner(self.words(words)))
+        return nn.functional.linear(states, self.words.weight, self.bias)
+
+
+def word_losses(model, batch):
+    """Cross entropy over the positions whose target is a word; 0 for a sentence without any."""
+    words, targets = batch
+    losses = nn.functional.cross_entropy(model(words).transpose(1, 2), targets, reduction="none", ignore_index=-1)
+    return losses.sum(1)
+
+
+@pytest.fixture
+def masked(sentences):
+    words = sentences[0]
+    targets = torch.full_like(words, -1)
+    targets[:, 2], targets[3, 6] = words[:, 3], 5
+    # Nothing to learn from this sentence.
+    targets[4] = -1
+    return words, targets
+
+
+def test_a_tied_weight_is_kept_in_factors(assert_exact, masked):
+    model = Tied().double()
+    layers = assert_exact(model, masked, 6, losses=word_losses)
+    layer = layers["words"]
+    assert (layer.kind, layer.layout, layer.input_width, layer.output_width) == ("tied", "factored", 9, WORDS)
+    assert layers["bias"].kind == "bias"
+    block = SampleGradients(ModelLosses(model, word_losses), dict(model.named_parameters()), "float64")
+    found = block.of(masked, np.arange(6)).blocks["words"]
+    assert found.table.offsets.diff().tolist() == [len(set(one.tolist())) for one in masked[0]]
+
+
+def test_a_tied_weight_is_laid_out_where_that_is_smaller(assert_exact, sentences):
+    words = sentences[0]
+    layers = assert_exact(Tied().double(), (words, words.roll(1, 1)), 6, losses=word_losses)
+    assert (layers["words"].kind, layers["words"].layout) == ("tied", "full")
+
+
+class TiedTwice(Tied):
+    """The weight as a projection at two depths, and as a table for two inputs."""
+
+    def forward(self, words):
+        first = torch.tanh(self.words(words) + self.words(words.roll(1, 1)))
+        logits = nn.functional.linear(first, self.words.weight)
+        second = torch.tanh(self.inner(first))
+        return logits + nn.functional.linear(second, self.words.weight, self.bias)
+
+
+def test_a_tied_weight_in_many_places(assert_exact, masked):
+    layers = assert_exact(TiedTwice().double(), masked, 6, losses=word_losses)
+    assert (layers["words"].kind, layers["words"].positions) == ("tied", 2 * LENGTH)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_a_tied_weight_comes_back_from_a_store(dtype, tmp_path, masked):
+    model, rows = Tied().double(), np.array([5, 0, 4, 3, 9, 7])
+    words, targets = masked
+    with Recorder(model, tmp_path, losses=word_losses, dtype=dtype) as recorder:
+        recorder.checkpoint()
+        recorder.collect([(np.arange(4), (words[:4], targets[:4])), (np.arange(4, 6), (words[4:], targets[4:]))], "a")
+        recorder.collect([(np.arange(6), (words.flip(0), targets.flip(0)))], "b")
+    expected = by_loop(
+        model, (torch.cat([words, words.flip(0)]), torch.cat([targets, targets.flip(0)])), 12, word_losses
+    )
+    found = gradients_of_rows(Store.open(tmp_path), rows)
+    tolerance = {"float32": 1e-6, "float64": 1e-9, "bfloat16": 2e-2}[dtype]
+    assert_close(found, {name: each[rows] for name, each in expected.items()}, tolerance)
+
+
+def test_a_tied_weight_along_a_trajectory(tmp_path, masked):
+    model = Tied().double()
+    words, targets = masked
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    with Recorder(model, tmp_path, losses=word_losses, dtype="float64") as recorder:
+        for _ in range(2):
+            with recorder.step(np.arange(6), optimizer, reduction="sum"):
+                word_losses(model, masked).sum().backward()
+    expected = by_loop(model, (words, targets), 6, word_losses)
+    assert_close(gradients_of_rows(Store.open(tmp_path), np.arange(6, 12)), expected, 1e-9)
+
+
+def test_a_tied_weight_in_sql(tmp_path, masked):
+    """Planned, as written pair by pair, by parameter and restored, against plain numbers."""
+    model = Tied().double()
+    words, targets = masked
+    with Recorder(model, tmp_path, losses=word_losses, dtype="float64") as recorder:
+        recorder.checkpoint()
+        recorder.collect([(np.arange(6), (words, targets))], "train")
+        recorder.collect([(np.arange(4), (words[2:], targets[2:]))], "validation")
+    expected = by_loop(model, masked, 6, word_losses)
+    whole = torch.cat(list(expected.values()), 1)
+    table = expected["words.weight"]
+    score = "SELECT t.sample_id, avg(inner_product({}, {})) FROM train t, validation v GROUP BY ALL ORDER BY 1"
+    with metaql.connect(tmp_path) as connection:
+        planned = score.format("t.gradient", "v.gradient")
+        restricted = score.format("layers(t.gradient, 'words')", "v.gradient")
+        for gradients, query in ((whole, planned), (table, restricted)):
+            means = (gradients @ gradients[2:].T).mean(1)
+            assert [one for _, one in connection.sql(query).fetchall()] == pytest.approx(means.tolist(), rel=1e-9)
+            assert connection._executor is not None
+            plain = connection._executor.run(query, None, sys._getframe()).fetchall()
+            assert [one for _, one in plain] == pytest.approx(means.tolist(), rel=1e-9)
+        cosine = "SELECT norm(gradient), cosine_similarity(gradient, gradient) FROM train WHERE sample_id = 3"
+        assert connection.sql(cosine).fetchall()[0] == pytest.approx((float(whole[3].norm()), 1.0))
+        ((restored,),) = connection.sql("SELECT restore(avg(gradient), 'words') FROM train").fetchall()
+        assert restored == pytest.approx(table.mean(0).tolist(), abs=1e-12)
+        explained = connection.sql("EXPLAIN (VERBOSE) " + planned).fetchall()
+        assert any("words" in str(line) for line in explained)
+        ((factored,),) = connection.sql("SELECT factored_bytes FROM layers WHERE layer = 'words'").fetchall()
+        assert factored < table.shape[1] * 8
+
+
+def test_an_estimate_counts_both_parts_of_a_tied_weight(tmp_path, masked):
+    data = [(np.arange(6), masked)]
+    with Recorder(Tied().double(), tmp_path, losses=word_losses, dtype="float64") as recorder:
+        estimate = recorder.estimate(data)
+        recorder.checkpoint()
+        recorder.collect(data, "train")
+    segments = [one for each in Store.open(tmp_path).manifest.collections for one in each.segments]
+    files = [one.file.bytes for one in segments if one.layer in ("words", "words (table)")]
+    (words,) = [one for one in estimate.layers if one.layer == "words"]
+    assert len(files) == 2
+    assert words.bytes == sum(files)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from metaql.storage.blocks import Block, Factored, Full
-from metaql.storage.schema import FACTORED, FULL, Layer, Parameter, Unfold
+from metaql.storage.blocks import Block, Factored, Full, whole
+from metaql.storage.schema import FACTORED, FULL, Layer, Parameter, Unfold, parts
 from metaql.storage.writer import Writer
 
 _UNFOLD = Unfold((4, 5, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -21,7 +21,7 @@ _UNFOLD = Unfold((4, 5, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
 def _layer(name: str, kind: str, shape: tuple[int, ...], dtype: str, **rest: object) -> Layer:
     weight = Parameter(f"{name}.weight", shape)
     parameters = (weight, Parameter(f"{name}.bias", shape[:1])) if kind in ("linear", "conv") else (weight,)
-    layout = FACTORED if kind in ("linear", "conv", "embedding") else FULL
+    layout = FACTORED if kind in ("linear", "conv", "embedding", "tied") else FULL
     return Layer(name, kind, parameters, layout, dtype, **rest)  # type: ignore[arg-type]
 
 
@@ -35,6 +35,7 @@ def _layers(dtype: str) -> tuple[Layer, ...]:
         _layer("image", "conv", (6, 2, 3, 3), dtype, groups=2, input_width=18, output_width=6, positions=30,
                unfold=_UNFOLD),
         _layer("scale", "norm", (9,), dtype),
+        _layer("shared", "tied", (8, 3), dtype, input_width=3, output_width=8, positions=2),
     )  # fmt: skip
 
 
@@ -47,6 +48,8 @@ def _block(layer: Layer, samples: int, generator: torch.Generator, zeros: float)
 
     if layer.layout == FULL:
         return Full(values(samples, layer.width))
+    if layer.kind == "tied":
+        return whole([_block(part, samples, generator, zeros) for part in parts(layer)])
     assert layer.output_width is not None
     assert layer.input_width is not None
     offsets = None

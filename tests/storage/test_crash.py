@@ -52,7 +52,7 @@ def test_what_was_cut_off_is_named_and_removed(store_path, make_layers, make_blo
     writer._lock.release()  # as the system does when a process dies
     assert list(check(store_path)) == []
     assert Store.open(store_path).version == before
-    with pytest.warns(UserWarning, match=r"split 'extra' at checkpoint 2 \(8 files, 0.0 MB\).*committed is intact"):
+    with pytest.warns(UserWarning, match=r"split 'extra' at checkpoint 2 \(10 files, 0.0 MB\).*committed is intact"):
         Writer.open(store_path).close()
     assert list((store_path / "recording").iterdir()) == []
     Writer.open(store_path).close()

@@ -129,13 +129,27 @@ def test_the_cure_for_a_pointer_works(store_path):
 def test_another_format_version(store_path):
     path = store_path / "manifests/00000007.json"
     header, body = path.read_bytes().split(b"\n", 1)
-    changed = json.dumps({**json.loads(header), "format_version": 2}).encode() + b"\n" + body
+    changed = json.dumps({**json.loads(header), "format_version": 3}).encode() + b"\n" + body
     path.write_bytes(changed)
     (store_path / "HEAD").write_text(f"7 {zlib.crc32(changed):08x}\n")
-    with pytest.raises(StoreVersionError, match=r"00000007.json is in version 2 .* reads version 1: use"):
+    with pytest.raises(StoreVersionError, match=r"00000007.json is in version 3 .* reads versions 1 and 2: use"):
         Store.open(store_path)
     with pytest.raises(StoreVersionError):
         Writer.open(store_path)
+
+
+def test_the_first_format_version_is_read(store_path):
+    path = store_path / "manifests/00000007.json"
+    before = Store.open(store_path).manifest
+    body = json.loads(path.read_bytes().splitlines()[1])
+    for layer in body["layers"]:
+        del layer["looked_up"]
+    line = json.dumps(body).encode()
+    header = {"format": "metaql", "format_version": 1, "bytes": len(line), "crc32": zlib.crc32(line)}
+    changed = json.dumps(header).encode() + b"\n" + line + b"\n"
+    path.write_bytes(changed)
+    (store_path / "HEAD").write_text(f"7 {zlib.crc32(changed):08x}\n")
+    assert Store.open(store_path).manifest == before
 
 
 @pytest.mark.parametrize("opens", [Store.open, Writer.open, lambda path: list(check(path))])

@@ -6,7 +6,6 @@ import random
 import resource
 import signal
 import time
-from collections.abc import Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -134,32 +133,18 @@ def test_inputs_of_another_shape(writer):
     assert collection.finish() == 5
 
 
-class Interrupting(Mapping):
-    """Blocks that are interrupted after the first layer."""
-
-    def __init__(self, blocks):
-        self.blocks = blocks
-
-    def get(self, name, default=None):
-        return self.blocks[name]
-
-    def __getitem__(self, name):
-        if name == "b":
-            raise KeyboardInterrupt
-        return self.blocks[name]
-
-    def __iter__(self):
-        return iter(self.blocks)
-
-    def __len__(self):
-        return len(self.blocks)
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
-def test_a_torn_append_is_never_committed(tmp_path, writer):
+def test_a_torn_append_is_never_committed(tmp_path, writer, monkeypatch):
     collection = writer.collection("train", 1)
     collection.append(np.arange(5), blocks(5), np.zeros(5))
+    # After the first layer.
+    monkeypatch.setattr(collection._staging["b"], "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        collection.append(np.arange(5), Interrupting(blocks(5)), np.zeros(5))
+        collection.append(np.arange(5), blocks(5), np.zeros(5))
+    monkeypatch.undo()
     for work in (collection.finish, lambda: collection.append(np.arange(5), blocks(5), np.zeros(5))):
         with pytest.raises(RecordingError, match=r"torn"):
             work()

@@ -10,7 +10,7 @@ import torch
 
 from metaql.errors import ReferenceError, UnknownNameError
 from metaql.storage import collection_writer, layer_writer, segments
-from metaql.storage.blocks import Factored, Full, lay_out
+from metaql.storage.blocks import Factored, Full, Tied, lay_out
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
 
@@ -36,13 +36,15 @@ def widened(block):
 
     if isinstance(block, Full):
         return Full(wide(block.gradient))
-    return Factored(wide(block.suffix), wide(block.prefix), block.samples, block.offsets)
+    return block.each(lambda one: Factored(wide(one.suffix), wide(one.prefix), one.samples, one.offsets))
 
 
 def sample(layer, block, number):
     """What one sample holds, without its zero positions, as a list of tensors: the plain second way to read."""
     if isinstance(block, Full):
         return [block.gradient[number]]
+    if isinstance(block, Tied):
+        return [*sample(layer, block.projection, number), *sample(layer, block.table, number)]
     count = len(block.prefix) // block.samples
     begin, end = number * count, (number + 1) * count
     if block.offsets is not None:

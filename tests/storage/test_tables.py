@@ -122,6 +122,14 @@ def test_layers(store_path):
     assert kept < 0.9 * 160 * 5
     assert rows["grouped"]["factored_bytes"] == round(4 * kept / 160 * (2 * 4 + 6))
     assert rows["scale"]["factored_bytes"] is None
+    segments = [one for each in store.manifest.collections for one in each.segments if one.layer.startswith("shared")]
+    projection, looked_up = (
+        sum(one.statistics.positions for one in segments if one.layer == name) for name in ("shared", "shared (table)")
+    )
+    assert rows["shared"]["factored_bytes"] == round(4 * projection / 160 * (3 + 8)) + round(4 * looked_up / 160 * 4)
+    assert rows["shared"]["full_bytes"] == 4 * 3 * 8
+    assert rows["shared"]["stored_rows"] == 160
+    assert rows["shared"]["stored_bytes"] == sum(one.file.bytes for one in segments)
     assert rows["table"]["factored_bytes"] > 0
     assert all(row["stored_bytes"] > 0 for row in rows.values())
 

@@ -223,7 +223,7 @@ def test_vacuum_frees_what_only_older_versions_name(tmp_path, writer):
 
 def test_info_says_what_there_is(store_path):
     text = str(info(store_path))
-    assert "Net, 7 layers" in text
+    assert "Net, 8 layers" in text
     assert "version      7, 6 older" in text
     assert text.count("40 rows") == 4
 

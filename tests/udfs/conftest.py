@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from metaql.storage.blocks import Block, Factored, Full
-from metaql.storage.schema import FACTORED, FULL, Layer, Parameter
+from metaql.storage.blocks import Block, Factored, Factors, Full, Tied, split, whole
+from metaql.storage.schema import FACTORED, FULL, Layer, Parameter, parts
 
 
 def random_layer(rng: np.random.Generator, kind: str, name: str = "fc") -> Layer:
@@ -23,13 +23,19 @@ def random_layer(rng: np.random.Generator, kind: str, name: str = "fc") -> Layer
     o *= groups
     if kind == "embedding":
         return Layer(name, kind, (Parameter(f"{name}.weight", (i, o)),), FACTORED, "float64", 1, i, o)
+    if kind == "tied":
+        return Layer(name, kind, (Parameter(f"{name}.weight", (o, i)),), FACTORED, "float64", 1, i, o, 2, None, 3)
     parameters = [Parameter(f"{name}.weight", (o, i)), Parameter(f"{name}.bias", (o,))]
     kept = tuple(parameters[: int(rng.integers(1, 3))])
     return Layer(name, kind, kept, FACTORED, "float64", groups, i, o)
 
 
-def random_factors(rng: np.random.Generator, layer: Layer, samples: int, form: str) -> Factored:
+def random_factors(rng: np.random.Generator, layer: Layer, samples: int, form: str) -> Factors:
     """Factors of so many samples, with the same number of positions each or, ``ragged``, with 0 to 4."""
+    if layer.kind == "tied":
+        found = whole([random_factors(rng, part, samples, form) for part in parts(layer)])
+        assert isinstance(found, Tied)
+        return found
     lengths = np.full(samples, int(rng.integers(1, 5)))
     if form == "ragged":
         lengths = rng.integers(0, 5, samples)
@@ -47,6 +53,8 @@ def gradients(layer: Layer, block: Block) -> np.ndarray:
     """Every sample's gradient, one position after another: [n, layer.width] in float64."""
     if isinstance(block, Full):
         return block.gradient.double().numpy()
+    if isinstance(block, Tied):
+        return np.sum([gradients(part, one) for part, one in split(layer, block)], axis=0)
     result = np.zeros((block.samples, layer.width))
     each = len(block.prefix) // max(block.samples, 1)
     offsets = [k * each for k in range(block.samples + 1)] if block.offsets is None else block.offsets.tolist()

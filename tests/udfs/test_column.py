@@ -40,7 +40,13 @@ def world(
     monkeypatch.setattr("metaql.udfs.column.CALL_ROWS", CALL)
     monkeypatch.setattr("metaql.udfs.column.LARGEST_BLOCK", 4 * CALL)
     rng = np.random.default_rng(0)
-    kinds = {"a": ("linear", "ragged"), "b": ("conv", "fixed"), "c": ("embedding", "ragged"), "d": ("norm", "full")}
+    kinds = {
+        "a": ("linear", "ragged"),
+        "b": ("conv", "fixed"),
+        "c": ("embedding", "ragged"),
+        "d": ("norm", "full"),
+        "e": ("tied", "ragged"),
+    }
     blocks = {}
     for name, (kind, form) in kinds.items():
         layer = draw.layer(rng, kind, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -13,7 +14,9 @@ import metaql
 from metaql.errors import QueryError
 from metaql.storage.blocks import lay_out
 from metaql.storage.store import Store
+from metaql.storage.writer import Writer
 from metaql.udfs.device import DeviceBlocks, device_of
+from tests.conftest import tied_layer
 
 SCORES = "SELECT inner_product(t.gradient, v.gradient) FROM train t, validation v ORDER BY t.sample_id, v.sample_id"
 
@@ -34,6 +37,18 @@ def test_reads_are_the_stores_within_the_budget(small_store: Path, capacity: int
                 torch.testing.assert_close(lay_out(layer, blocks.read(layer, rows)), expected, rtol=0, atol=0)
                 assert blocks.used <= capacity
     assert (blocks.used > 0) == (capacity == LARGE)
+
+
+def test_a_tied_layer_is_read_part_by_part(tmp_path: Path, record_one_split: Callable[..., None]) -> None:
+    with Writer.open(tmp_path) as writer:
+        writer.define("Net", (tied_layer(),), "float32")
+        record_one_split(writer, np.random.default_rng(0), "train", writer.add_checkpoint({}, "", None, {}), 20)
+    store = Store.open(tmp_path)
+    (layer,), blocks = store.layers, DeviceBlocks(store, torch.device("cpu"), LARGE)
+    for rows in (np.arange(3, 9), np.array([7, 2, 2])):
+        expected = lay_out(layer, store.read(layer, rows))
+        torch.testing.assert_close(lay_out(layer, blocks.read(layer, rows)), expected, rtol=0, atol=0)
+    assert blocks.used > 0
 
 
 def test_batches_stay(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from metaql.udfs.costs import CONTRACT, FULL, GRAM, Constants
 from metaql.udfs.patterns import Term
 from metaql.udfs.slices import cut, move, padded, row_dots, steps, take
 
-KINDS = ("linear", "conv", "embedding", "norm")
+KINDS = ("linear", "conv", "embedding", "tied", "norm")
 FORMS = ("fixed", "ragged", "full")
 # As it is chosen, and each way by force, where it exists.
 MACHINES = [Constants(), *(Constants(forced=frozenset({way})) for way in (GRAM, CONTRACT, FULL))]
@@ -46,7 +46,7 @@ def test_scores_equal_the_loop(
             np.testing.assert_allclose(pairs, np.diag(expected), atol=TOLERANCE, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv", "embedding"])
+@pytest.mark.parametrize("kind", ["linear", "conv", "embedding", "tied"])
 @pytest.mark.parametrize("form", ["fixed", "ragged"])
 @pytest.mark.parametrize("seed", range(3))
 def test_gram_and_contraction_agree(
@@ -71,7 +71,7 @@ def test_gram_and_contraction_agree(
         np.testing.assert_allclose(result, wanted, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv", "embedding"])
+@pytest.mark.parametrize("kind", ["linear", "conv", "embedding", "tied"])
 @pytest.mark.parametrize("form", ["fixed", "ragged"])
 def test_weighted_sum(kind: str, form: str, plain: SimpleNamespace, draw: SimpleNamespace) -> None:
     rng = np.random.default_rng(1)

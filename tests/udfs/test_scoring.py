@@ -35,7 +35,13 @@ def references(store: int, rows: Any, patterns: Any = "") -> References:
 def world(plain: SimpleNamespace, draw: SimpleNamespace, fake_store: Any) -> SimpleNamespace:
     """A session with a store of one layer of each kind, and its laid-out gradients."""
     rng = np.random.default_rng(0)
-    kinds = {"a": ("linear", "ragged"), "b": ("conv", "fixed"), "c": ("embedding", "ragged"), "d": ("norm", "full")}
+    kinds = {
+        "a": ("linear", "ragged"),
+        "b": ("conv", "fixed"),
+        "c": ("embedding", "ragged"),
+        "d": ("norm", "full"),
+        "e": ("tied", "ragged"),
+    }
     blocks = {}
     for name, (kind, form) in kinds.items():
         layer = draw.layer(rng, kind, name)

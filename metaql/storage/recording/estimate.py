@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from metaql.errors import BatchError
 from metaql.storage.arrow_arrays import primitive
-from metaql.storage.blocks import Block, Factored
+from metaql.storage.blocks import Block, Factored, Full, size, stored
 from metaql.storage.packing import pack
 from metaql.storage.recording.batches import identified, inputs_of, labels, move
 from metaql.storage.recording.estimate_text import suggestions, table
@@ -167,7 +167,7 @@ def estimate(
         seconds_per_batch=seconds + first.seconds,
         seconds=_seconds(samples, count, seconds + first.seconds, max(examining - seconds, 0), total),
         written_per_second=WRITTEN_PER_SECOND,
-        memory=max(peak, sum(_block_bytes(block) for block in result.blocks.values())),
+        memory=max(peak, sum(size(block) for block in result.blocks.values())),
         buffers=BUFFERED_BYTES if total is None else min(total, BUFFERED_BYTES),
         free=free,
         fits=None if total is None else total <= free,
@@ -203,15 +203,21 @@ def _staged(gradients: SampleGradients, batch: Any, ids: Any) -> BatchGradients:
     assert gradients.layers is not None
     pool = BufferPool()
     for layer in gradients.layers:
-        staging = LayerStaging(layer, pool)
-        staging.append(result.blocks[layer.name])
-        if (staged := staging.take()) is not None:
-            release(staged, pool)
+        for part, block in stored(layer, result.blocks[layer.name]):
+            staging = LayerStaging(part, pool)
+            staging.append(block)
+            if (staged := staging.take()) is not None:
+                release(staged, pool)
     return result
 
 
 def _layer_size(layer: Layer, block: Block) -> _Size:
-    """What the layer's file would hold, were there this block alone."""
+    """What the layer's files would hold, were there this block alone; the positions are those of the first."""
+    sizes = [_part_size(part, one) for part, one in stored(layer, block)]
+    return replace(sum(sizes[1:], sizes[0]), positions=sizes[0].positions)
+
+
+def _part_size(layer: Layer, block: Factored | Full) -> _Size:
     staging = LayerStaging(layer, BufferPool())
     staging.append(block)
     staged = staging.take()
@@ -246,11 +252,6 @@ def _file_size(batch: Any) -> _Size:
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return _Size(batch.nbytes / batch.num_rows, sink.size() - batch.nbytes)
-
-
-def _block_bytes(block: Block) -> int:
-    tensors: Sequence[torch.Tensor] = (block.suffix, block.prefix) if isinstance(block, Factored) else (block.gradient,)
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float]:

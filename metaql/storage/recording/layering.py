@@ -6,6 +6,7 @@ A weight and a bias that are only ever used together are one layer; any other pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 
 import torch
@@ -14,9 +15,10 @@ from metaql.storage.blocks import Factored
 from metaql.storage.layout import choose
 from metaql.storage.recording.aligned import AlignedUse
 from metaql.storage.recording.factors import factors
-from metaql.storage.schema import FACTORED, FULL, Layer, Parameter, Unfold
+from metaql.storage.schema import FACTORED, FULL, TIED, Layer, Parameter, Unfold
 
-FACTORED_KINDS = ("linear", "conv", "embedding")
+# What the uses of a layer may be, for the kinds that have factors.
+FACTORED_KINDS = {"linear": ("linear",), "conv": ("conv",), "embedding": ("embedding",), TIED: ("linear", "embedding")}
 
 
 def form_layers(
@@ -75,6 +77,8 @@ def _captured_layer(members: tuple[Parameter, ...], uses: Sequence[AlignedUse], 
     if not own:
         added = all(use.captured.use.operation.kind != "parameter" for use in uses if use.captured.bias == name)
         return Layer(_name(members), "bias" if added else "parameter", members, FULL, dtype)
+    if kinds == {("linear", 1), ("embedding", 1)} and not as_bias:
+        return _tied_layer(members, own, dtype)
     if as_bias or len(kinds) > 1 or own[0].captured.use.operation.kind not in FACTORED_KINDS:
         kind = "norm" if {kind for kind, _ in kinds} == {"norm"} and not as_bias else "parameter"
         return Layer(_name(members), kind, members, FULL, dtype)
@@ -90,9 +94,22 @@ def _factored_layer(members: tuple[Parameter, ...], own: Sequence[AlignedUse], d
         input_width, output_width = shape[0], shape[1]
     else:
         input_width, output_width = members[0].width // shape[0], shape[0]
-    positions = ceil(len(found.prefix) / found.samples)
-    layer = Layer(_name(members), kind, members, FACTORED, dtype, groups, input_width, output_width, positions)
+    layer = Layer(_name(members), kind, members, FACTORED, dtype, groups, input_width, output_width, _positions(found))
     return choose(layer, _busy_positions(found), geometry(own))
+
+
+def _tied_layer(members: tuple[Parameter, ...], own: Sequence[AlignedUse], dtype: str) -> Layer:
+    rows, width = members[0].shape
+    projection, table = (
+        factors([use for use in own if use.captured.use.operation.kind == kind]) for kind in FACTORED_KINDS[TIED]
+    )
+    layer = Layer(_name(members), TIED, members, FACTORED, dtype, 1, width, rows, _positions(projection))
+    return choose(replace(layer, looked_up=_positions(table)), _busy_positions(projection))
+
+
+def _positions(found: Factored) -> int:
+    """The positions of an average sample."""
+    return ceil(len(found.prefix) / found.samples)
 
 
 def _busy_positions(found: Factored) -> float:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from metaql.errors import NotFiniteError, UnsupportedParameterError
-from metaql.storage.blocks import Block, Factored, Full, owners
+from metaql.storage.blocks import Block, Factored, Full, Tied, owners, whole
 from metaql.storage.recording.aligned import AlignedUse
 from metaql.storage.recording.factors import factors
 from metaql.storage.recording.layering import FACTORED_KINDS, geometry
-from metaql.storage.schema import FACTORED, Layer, Parameter
+from metaql.storage.schema import FACTORED, Layer, Parameter, parts
 
 
 def parameter_gradient(
@@ -38,7 +38,7 @@ def make_block(
     """
     if layer.kind in FACTORED_KINDS and layer.layout == FACTORED:
         own = [use for use in uses if use.captured.weight == layer.parameters[0].name]
-        return _factored(layer, own, samples)
+        return whole([_factored(part, own, samples) for part in parts(layer)])
     if layer.layout == FACTORED:
         (parameter,) = layer.parameters
         return _where_any(layer, _gradient(parameter, uses, replayed), samples)
@@ -69,17 +69,22 @@ def _gradient(parameter: Parameter, uses: Sequence[AlignedUse], replayed: Mappin
 def require_finite(blocks: Mapping[str, Block], ids: np.ndarray) -> None:
     """Raises if a gradient is NaN or infinite, naming the layer and the sample."""
     for name, block in blocks.items():
-        parts = (block.prefix, block.suffix) if isinstance(block, Factored) else (block.gradient,)
-        # A sum is finite only if all terms are, save for overflow, so a second look is rarely needed.
-        if all(bool(torch.isfinite(part.sum())) or bool(torch.isfinite(part).all()) for part in parts):
-            continue
-        raise NotFiniteError(
-            f"The gradient of layer '{name}' is NaN or infinite for sample {ids[_first_broken(block)]}. Look for sqrt, "
-            "log or division at zero in the model, at the learning rate, or for an overflow in half precision."
-        )
+        for part in (block,) if not isinstance(block, Tied) else (block.projection, block.table):
+            _require_finite(name, part, ids)
 
 
-def _first_broken(block: Block) -> int:
+def _require_finite(name: str, block: Factored | Full, ids: np.ndarray) -> None:
+    parts = (block.prefix, block.suffix) if isinstance(block, Factored) else (block.gradient,)
+    # A sum is finite only if all terms are, save for overflow, so a second look is rarely needed.
+    if all(bool(torch.isfinite(part.sum())) or bool(torch.isfinite(part).all()) for part in parts):
+        return
+    raise NotFiniteError(
+        f"The gradient of layer '{name}' is NaN or infinite for sample {ids[_first_broken(block)]}. Look for sqrt, "
+        "log or division at zero in the model, at the learning rate, or for an overflow in half precision."
+    )
+
+
+def _first_broken(block: Factored | Full) -> int:
     if isinstance(block, Full):
         return int((~torch.isfinite(block.gradient)).any(dim=1).nonzero()[0])
     if not torch.isfinite(block.prefix).all():
@@ -98,7 +103,8 @@ def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str])
     weight, *bias = [parameter.name for parameter in layer.parameters]
     own = [use for use in uses if use.captured.weight == weight]
     same = {weight, *bias} <= given and all(
-        (use.captured.use.operation.kind, use.captured.use.groups) == (layer.kind, layer.groups)
+        use.captured.use.operation.kind in FACTORED_KINDS[layer.kind]
+        and use.captured.use.groups == layer.groups
         and (not bias or use.captured.bias == bias[0])
         for use in own
     )
@@ -111,7 +117,9 @@ def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str])
         )
 
 
-def _factored(layer: Layer, own: Sequence[AlignedUse], samples: int) -> Factored:
+def _factored(layer: Layer, uses: Sequence[AlignedUse], samples: int) -> Factored:
+    """One part of a layer, from the uses of its weight that are of that kind."""
+    own = [use for use in uses if use.captured.use.operation.kind == layer.kind]
     if not own:
         return _nothing(layer, samples)
     if layer.unfold is not None:
