@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from metaql.storage.blocks import Block
+from metaql.storage.blocks import Full
+from metaql.storage.schema import Layer
 from metaql.udfs import costs
 from metaql.udfs.costs import Side
-from metaql.udfs.kernels import matrix, pairs, side
+from metaql.udfs.kernels import LAID_OUT_BUDGET, matrix, pairs, restored, side
 from metaql.udfs.patterns import Term
 from metaql.udfs.references import Floats, Ints
 from metaql.udfs.rows import BLOCK_BYTES, Rows, floats
@@ -24,6 +26,10 @@ MATRIX_WASTE = 4
 REPEATS = 8
 # A product takes at most about so long, since nothing can stop it.
 PIECE_SECONDS = 0.1
+# Gradients that were laid out for many products.
+KEPT_BYTES = 256 << 20
+# Rows, columns, and their products.
+Piece = tuple[slice, slice, Tensor]
 
 
 def every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
@@ -31,30 +37,69 @@ def every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Row
     start = time.perf_counter()
     result = torch.zeros(len(left), len(right), dtype=torch.float64)
     for number, term in enumerate(terms):
-        for down in left.blocks(term.left):
-            block = left.read(term.left, down)
-            for across in _columns(session, term, block, right):
-                session.work.go_on()
-                piece = matrix(term, block, right.read(term.right, across), session.costs).cpu()
-                # Converted and added where they belong, without a matrix in between.
-                result[down, across].add_(piece) if number else result[down, across].copy_(piece)
+        pieces = _laid_out if _pays_laying_out(session, term, left, right) else _as_stored
+        for down, across, piece in pieces(session, term, left, right):
+            # Converted and added where they belong, without a matrix in between.
+            place = result[down, across]
+            place.add_(piece.cpu()) if number else place.copy_(piece)
     values: Floats = result.numpy()
     session.counters.add(scored=values.size, seconds=time.perf_counter() - start)
     return values
 
 
-def _columns(session: Session, term: Term, left: Block, right: Rows) -> Iterator[slice]:
-    """Slices of the right rows whose product with a block takes a fraction of a second, so that it can be stopped."""
-    for part in right.blocks(term.right):
-        count = part.stop - part.start
-        seconds = 0.0
-        if term.by_factors:
-            other = Side(count, right.source.positions(term.right, right.numbers[part]))
-            ways = costs.matrix(session.costs, term.left, side(left), other)
-            seconds = ways[session.costs.choose(ways)]
-        size = max(1, int(count * PIECE_SECONDS / max(seconds, PIECE_SECONDS)))
-        for begin in range(part.start, part.stop, size):
-            yield slice(begin, min(begin + size, part.stop))
+def _pays_laying_out(session: Session, term: Term, left: Rows, right: Rows) -> bool:
+    """Whether products of laid-out gradients are the cheapest, though both sides are kept in factors."""
+    if not term.by_factors:
+        return False
+    ways = costs.matrix(session.costs, term.left, _side(left, term.left), _side(right, term.right))
+    return costs.GRAM in ways and session.costs.choose(ways) == costs.FULL
+
+
+def _as_stored(session: Session, term: Term, left: Rows, right: Rows) -> Iterator[Piece]:
+    """In the way that is the cheapest for each pair of blocks."""
+    for down in left.blocks(term.left):
+        block = left.read(term.left, down)
+        for part in right.blocks(term.right):
+            for across in _short(session, term, side(block), _side(right, term.right, part), part):
+                session.work.go_on()
+                yield down, across, matrix(term, block, right.read(term.right, across), session.costs)
+
+
+def _laid_out(session: Session, term: Term, left: Rows, right: Rows) -> Iterator[Piece]:
+    """As many right gradients as may be kept are laid out once, and the left ones once for each lot of these."""
+    for across in steps(len(right), term.right.width, KEPT_BYTES):
+        kept = Full(_restored(term.right, right, across))
+        for part in left.blocks(term.left):
+            for down in _short(session, term, side(kept), _side(left, term.left, part), part):
+                session.work.go_on()
+                yield down, across, matrix(term, left.read(term.left, down), kept, session.costs)
+
+
+def _restored(layer: Layer, rows: Rows, part: slice) -> Tensor:
+    """Gradients laid out a few at a time, each of which takes twice its own room meanwhile: [rows, layer.width]."""
+    count, result = part.stop - part.start, torch.empty(0)
+    for some in steps(count, layer.width, LAID_OUT_BUDGET):
+        laid_out = restored(layer, rows.read(layer, slice(part.start + some.start, part.start + some.stop)))
+        result = laid_out.new_empty(count, layer.width) if not some.start else result
+        result[some] = laid_out
+    return result
+
+
+def _side(rows: Rows, layer: Layer, part: slice = slice(None)) -> Side:
+    numbers = rows.numbers[part]
+    together = rows.source.positions(layer, numbers)
+    return Side(len(numbers), None if together is None else together / max(len(numbers), 1))
+
+
+def _short(session: Session, term: Term, one: Side, other: Side, part: slice) -> Iterator[slice]:
+    """The other's part in slices whose products with one take a fraction of a second, so that they can be stopped."""
+    seconds = 0.0
+    if term.by_factors:
+        ways = costs.matrix(session.costs, term.left, one, other)
+        seconds = ways[session.costs.choose(ways)]
+    size = max(1, int((part.stop - part.start) * PIECE_SECONDS / max(seconds, PIECE_SECONDS)))
+    for begin in range(part.start, part.stop, size):
+        yield slice(begin, min(begin + size, part.stop))
 
 
 def side_by_side(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import metaql
+from metaql.udfs import tiles
+from metaql.udfs.costs import CONTRACT, FULL, GRAM, Constants
 from metaql.udfs.register import session_of
 
 # Whole vectors, parts of them, vectors of another store, averages, NULLs and duplicates in one column.
@@ -44,19 +46,38 @@ LISTS = """lists AS MATERIALIZED (
   FROM mixed GROUP BY odd)"""
 
 
-@pytest.mark.parametrize("measure", ["inner_product", "cosine_similarity"])
-@pytest.mark.parametrize("join", ["ON true", "ON r.place % 2 = odd", "ON r.place % 2 + 1 = odd"])
-def test_scores(con: Any, measure: str, join: str) -> None:
-    pairs = con.execute(
+def scored(con: Any, measure: str, join: str) -> list[tuple[int, int | None, float | None]]:
+    """Row, member and score of all rows with the members of the lists that they are joined with."""
+    pairs: list[tuple[int, int | None, float | None]] = con.execute(
         f"WITH {LISTS} SELECT r.place, unnest(places), unnest(metaql_scores('{measure}', g, l))"
         f" FROM rows r LEFT JOIN lists {join} ORDER BY hash(r.place)"
     ).fetchall()
+    return pairs
+
+
+@pytest.mark.parametrize("measure", ["inner_product", "cosine_similarity"])
+@pytest.mark.parametrize("join", ["ON true", "ON r.place % 2 = odd", "ON r.place % 2 + 1 = odd"])
+def test_scores(con: Any, measure: str, join: str) -> None:
+    pairs = scored(con, measure, join)
     found = {(row, member): score for row, member, score in pairs if member is not None}
     expected = plain(con, measure)
     if "odd" in join:
         shift = int("+ 1" in join)
         expected = {key: score for key, score in expected.items() if key[0] % 2 + shift == key[1] % 2}
     assert len(found) == sum(member is not None for _, member, _ in pairs)
+    assert found.keys() == expected.keys()
+    for key, score in expected.items():
+        assert found[key] == (None if score is None else pytest.approx(score, rel=1e-6, abs=1e-9))
+
+
+@pytest.mark.parametrize("way", [GRAM, CONTRACT, FULL])
+def test_scores_in_small_pieces(con: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    expected = plain(con, "inner_product")
+    monkeypatch.setattr(tiles, "KEPT_BYTES", 64)
+    monkeypatch.setattr(tiles, "LAID_OUT_BUDGET", 32)
+    monkeypatch.setattr(tiles, "PIECE_SECONDS", 1e-6)
+    session_of(con).costs = Constants(forced=frozenset({way}))
+    found = {(row, member): score for row, member, score in scored(con, "inner_product", "ON true")}
     assert found.keys() == expected.keys()
     for key, score in expected.items():
         assert found[key] == (None if score is None else pytest.approx(score, rel=1e-6, abs=1e-9))
