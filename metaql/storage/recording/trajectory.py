@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metaql.errors import BatchError, ModelStateError, SampleIdError, UnsupportedParameterError
 from metaql.storage import tables
-from metaql.storage.blocks import Block, Full
+from metaql.storage.blocks import Block, size
 from metaql.storage.collection_writer import CollectionWriter
 from metaql.storage.group import Group
 from metaql.storage.recording.aligned import AlignedUse, mixtures
@@ -144,7 +144,7 @@ class Trajectory:
 
     def _is_due(self, blocks: Mapping[str, Block]) -> bool:
         """Whether to commit once these are appended."""
-        waiting = sum(map(_bytes, blocks.values()))
+        waiting = sum(map(size, blocks.values()))
         if self._collection is None:
             return waiting > COMMIT_BYTES
         return self._collection.bytes + waiting > COMMIT_BYTES or time.monotonic() - self._since > COMMIT_SECONDS
@@ -192,10 +192,6 @@ class Trajectory:
                 f"Along the trajectory these parameters have no factors: {listed}. Leave them out with layers=, or "
                 "record at checkpoints with collect, which has a way for every parameter."
             )
-
-
-def _bytes(block: Block) -> int:
-    return block.gradient.nbytes if isinstance(block, Full) else block.suffix.nbytes + block.prefix.nbytes
 
 
 def _name(reduction: Reduction, sizes: Sequence[int]) -> str:
