@@ -96,7 +96,10 @@ def test_weight_norm_as_it_was(tmp_path):
         def forward(self, x):
             return self.head(self.second(torch.tanh(self.first(x)).unsqueeze(1)).flatten(1))
 
-    assert_collected(Network().double(), pictures((8,)), tmp_path / "store")
+    model = Network().double()
+    assert_collected(model, pictures((8,)), tmp_path / "store")
+    # What the recorder made of the weights is not left behind.
+    assert not torch._C._functorch.is_gradtrackingtensor(model.first.weight)
 
 
 @pytest.mark.filterwarnings("ignore:Recorded by running samples one by one")

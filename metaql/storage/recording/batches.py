@@ -41,6 +41,12 @@ def tensors(batch: Any) -> list[Tensor]:
 
 def move(batch: Any, device: torch.device) -> Any:
     """The batch on the device."""
+    for tensor in tensors(batch):
+        if tensor.is_nested:
+            raise BatchError(
+                "The batch holds a nested (jagged) tensor, out of which samples can't be cut. Pad it with "
+                "torch.nested.to_padded_tensor, and let the model or losses= leave the padding out."
+            )
     return map_tensors(lambda tensor: tensor.to(device), batch)
 
 
@@ -80,6 +86,8 @@ def identified(data: Any, batch_size: int, group: Group = ALONE) -> tuple[Iterat
 
     ids are int64 [n]. A map-style Dataset is read in order, its indices being the ids; each rank has its share.
     """
+    if isinstance(data, Mapping) or hasattr(data, "columns"):
+        raise BatchError(f"data is a {type(data).__name__}, a table of columns, not of samples. {TWO_WAYS_OUT}")
     total = None
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (list, tuple)):
         total = len(data)
@@ -96,14 +104,31 @@ def identified(data: Any, batch_size: int, group: Group = ALONE) -> tuple[Iterat
 def _from_dataset(data: Any, batch_size: int, share: range) -> Iterator[tuple[np.ndarray, Any]]:
     own = data if len(share) == len(data) else torch.utils.data.Subset(data, share)
     begin = share.start
-    for batch in torch.utils.data.DataLoader(own, batch_size=batch_size, shuffle=False):
+    for batch in torch.utils.data.DataLoader(own, batch_size=batch_size, shuffle=False, collate_fn=_collate):
         ids = np.arange(begin, min(begin + batch_size, share.stop), dtype=np.int64)
         begin += batch_size
         yield ids, batch
 
 
+def _collate(items: list[Any]) -> Any:
+    try:
+        return torch.utils.data.default_collate(items)
+    except (RuntimeError, TypeError) as error:
+        raise BatchError(
+            f"The samples of data don't go into one batch: {error}. Pad samples of different sizes and turn what they "
+            "hold into tensors: pass an iterable of (ids, batch), such as "
+            "((ids, collate([dataset[i] for i in ids])) for ids in torch.arange(len(dataset)).split(32))."
+        ) from error
+
+
 def _from_pairs(data: Iterable[Any]) -> Iterator[tuple[np.ndarray, Any]]:
     for item in data:
+        if isinstance(item, Mapping):
+            raise SampleIdError(
+                "data yields dicts where pairs (ids, batch) are needed. Pass a map-style Dataset, whose indices become "
+                "the ids, or give each sample an integer id and take it out of the batch: "
+                "((batch.pop('id'), batch) for batch in loader)."
+            )
         if not isinstance(item, (list, tuple)) or len(item) != 2:
             raise SampleIdError(
                 f"data yields a {type(item).__name__} where a pair (ids, batch) is needed. {TWO_WAYS_OUT}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaql.errors import BatchError, NotFiniteError
+from metaql.errors import BatchError, NotFiniteError, RecordingError, SampleIdError
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -28,6 +29,8 @@ class ModelLosses(nn.Module):
 
     def __init__(self, model: nn.Module, function: LossFunction | None) -> None:
         super().__init__()
+        if function is not None:
+            _require_takes_a_model(function)
         self.model = model
         self.function = function
 
@@ -42,10 +45,34 @@ class ModelLosses(nn.Module):
         return _cross_entropy(self.model, batch)
 
 
+def _require_takes_a_model(function: Any) -> None:
+    """Raises if this surely is no function of (model, batch)."""
+    name = getattr(function, "__name__", type(function).__name__)
+    example = (
+        "losses is called with (model, batch), such as lambda model, batch: "
+        "cross_entropy(model(batch[0]), batch[1], reduction='none')."
+    )
+    if not callable(function):
+        raise RecordingError(f"losses is a {name}, which can't be called. {example}")
+    if isinstance(function, nn.modules.loss._Loss) or getattr(function, "__module__", "") == "torch.nn.functional":
+        raise RecordingError(f"losses={name} is a function of a model's output and targets. {example}")
+    try:
+        inspect.signature(function).bind("model", "batch")
+    except TypeError as error:
+        raise RecordingError(f"losses={name} can't be called with two arguments ({error}). {example}") from None
+    except ValueError:
+        return  # Builtins may not tell what they take.
+
+
 def require_one_per_sample(losses: Any, samples: int) -> None:
     """Raises unless losses is a tensor [samples] that gradients can be taken of."""
     if not isinstance(losses, Tensor):
         raise BatchError(f"losses returned a {type(losses).__name__}; return a tensor with one loss for each sample.")
+    if losses.dim() == 1 and len(losses) != samples:
+        raise SampleIdError(
+            f"There are {samples} ids for a batch of {len(losses)} losses. Give one id for each sample of the batch, "
+            "in its order, and let losses return one loss for each sample (of several positions, their mean or sum)."
+        )
     if losses.shape != (samples,):
         raise BatchError(
             f"losses returned a tensor of shape {list(losses.shape)} for {samples} samples; return one loss for each "
@@ -92,8 +119,8 @@ def _cross_entropy(model: nn.Module, batch: Any) -> SampleLosses:
     except (RuntimeError, ValueError, IndexError) as error:
         raise BatchError(
             f"Cross entropy, the default loss, does not fit logits {_describe(logits)} and targets "
-            f"{_describe(targets)}: {error}. Pass losses=, a function of (model, batch) that returns one loss for "
-            "each sample."
+            f"{_describe(targets)}: {_first_line(error)}. Pass losses=, a function of (model, batch) that returns one "
+            "loss for each sample."
         ) from error
     if values.dim() > 1:
         values = _mean_over_positions(values, targets)
@@ -117,9 +144,22 @@ def _split(batch: Any) -> tuple[Any, Tensor]:
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
+    try:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise BatchError(
+            f"The model can't be run on this batch's inputs, {_describe(inputs)}: {_first_line(error)}. Pass batches "
+            "as the model takes them, or losses=, a function of (model, batch) that returns one loss for each sample."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _logits_of(output: Any) -> Any:
@@ -138,7 +178,11 @@ def _mean_over_positions(values: Tensor, targets: Tensor) -> Tensor:
 
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"{'an' if kind.startswith('i') else 'a'} {kind} tensor of shape {list(value.shape)}"
     if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)}"
+        kinds = [type(each).__name__ for each in value[:4]]
+        return f"a {type(value).__name__} of {', '.join(kinds)}{', …' if len(value) > 4 else ''}"
+    if isinstance(value, Mapping):
+        return f"a dict of {', '.join(f'{key!r}: {_describe(each)}' for key, each in value.items())}"
     return f"a {type(value).__name__}"

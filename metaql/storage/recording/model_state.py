@@ -29,6 +29,8 @@ def trainable(model: nn.Module, patterns: Sequence[str] | str | None) -> dict[st
             )
         if isinstance(each, nn.UninitializedParameter):
             raise ModelStateError(f"Parameter '{name}' has no shape yet. Run the lazy model once first.")
+        if each.is_meta:
+            raise ModelStateError(f"Parameter '{name}' is on the meta device, where it has no values. Load them first.")
     # A parameter without elements has no gradient to keep.
     everything = {name: each for name, each in everything.items() if each.numel()}
     if not everything:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaql.errors import RecordingError
+
 # How the optimizer is carried out, not what it computes.
 _NOT_SETTINGS = ("params", "param_names", "foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay")
 _STEP_SETTINGS = ("momentum", "dampening", "nesterov", "maximize", "weight_decay")
@@ -14,6 +16,7 @@ _STEP_SETTINGS = ("momentum", "dampening", "nesterov", "maximize", "weight_decay
 
 def checkpoint_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's settings with ``lr`` as ``learning_rate``; a list, one for each group, where groups differ."""
+    _require_groups(optimizer)
     settings: dict[str, Any] = {}
     for name in optimizer.param_groups[0]:
         if name not in _NOT_SETTINGS:
@@ -25,6 +28,7 @@ def checkpoint_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def step_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """A row of the ``steps`` relation for each parameter group, as the optimizer's next update will use it."""
+    _require_groups(optimizer)
     return [
         {
             "parameter_group": number,
@@ -34,6 +38,14 @@ def step_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         }
         for number, group in enumerate(optimizer.param_groups)
     ]
+
+
+def _require_groups(optimizer: Any) -> None:
+    if not hasattr(optimizer, "param_groups"):
+        raise RecordingError(
+            f"optimizer is a {type(optimizer).__name__}. Pass the torch.optim.Optimizer that trains the model, whose "
+            "settings are kept beside the gradients."
+        )
 
 
 def _is_fresh(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:

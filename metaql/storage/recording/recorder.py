@@ -74,12 +74,12 @@ class Recorder:
             undo.callback(self._group.leave)
             with self._group.together("Recorder"):
                 self._parameters = trainable(self._model, layers)
+                self._function = ModelLosses(self._model, losses)
                 require_whole(self._model)
                 self._writer = Writer.open(path, overwrite=overwrite, group=self._group)
                 undo.callback(self._writer.close)
                 self._require_same_model()
             undo.pop_all()
-        self._function = ModelLosses(self._model, losses)
         self._prepare()
 
     def checkpoint(self, optimizer: torch.optim.Optimizer | None = None, **settings: Any) -> int:

@@ -7,7 +7,8 @@ after another, which works for everything that trains, slowly.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,11 +45,22 @@ def by_function(
 
     width = sum(parameter.numel() for parameter in parameters.values())
     chunk = max(1, CHUNK_ELEMENTS // max(width, 1))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _attributes_kept(losses):
         # vmap loops over samples in some operations, and says so.
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         gradients = vmap(grad(loss_of_one), chunk_size=chunk)(weights, *own)
     return {name: gradients[f"model.{name}"].detach() for name in parameters}
+
+
+@contextmanager
+def _attributes_kept(module: torch.nn.Module) -> Iterator[None]:
+    """Puts back what modules keep as attributes: tensors of torch.func are of no use after it."""
+    kept = [(each, dict(vars(each))) for each in module.modules()]
+    try:
+        yield
+    finally:
+        for each, attributes in kept:
+            vars(each).update(attributes)
 
 
 def by_loop(
