@@ -47,9 +47,9 @@ def shared(table: pa.Table | None, group: Group) -> pa.Table | None:
 
 def require_agreeing(table: pa.Table | None, group: Group) -> None:
     """Raises if the ranks' tables have a column of different types."""
-    schemas = group.gather(None if table is None else table.schema)
+    schemas = [each for each in group.gather(None if table is None else table.schema) if each is not None]
     try:
-        pa.unify_schemas([each for each in schemas if each is not None], promote_options="permissive")
+        pa.unify_schemas([pa.schema([]), *schemas], promote_options="permissive")
     except pa.ArrowException as error:
         raise BatchError(
             f"The ranks' metadata do not go together: {error}. Convert their columns to one type."
