@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from metaql.storage.blocks import Block, Factored, rows
-from metaql.storage.schema import FACTORED, Layer
+from metaql.storage.schema import FACTORED, Layer, stored_parts
 from metaql.storage.store import Store
 from metaql.udfs import costs
 from metaql.udfs.costs import Side
@@ -49,7 +49,7 @@ class StoreSource:
     def __init__(self, store: Store, name: str, device: DeviceBlocks | None = None) -> None:
         self.store, self.name, self._blocks = store, name, device
         self.device = None if device is None else device.device
-        self.space = Space(tuple(replace(layer, unfold=None) for layer in store.layers))
+        self.space = Space(tuple(_as_read(store, layer) for layer in store.layers))
         self._row_bytes: dict[str, int] = {}
         self._stored = {layer.name: layer for layer in store.layers}
 
@@ -78,6 +78,21 @@ class StoreSource:
 
     def stretch(self, row: int) -> tuple[int, int]:
         return self.store.stretch(row)
+
+
+def _as_read(store: Store, layer: Layer) -> Layer:
+    """The layer of unfolded blocks, with as many positions as an average row has kept."""
+    positions, *others = (_kept_positions(store, part) for part in stored_parts(layer))
+    return replace(layer, unfold=None, positions=positions, looked_up=others[0] if others else layer.looked_up)
+
+
+def _kept_positions(store: Store, layer: Layer) -> int | None:
+    """Of an average row; what the layer says where nothing is stored."""
+    segments = [one for each in store.manifest.collections for one in each.segments if one.layer == layer.name]
+    rows = sum(one.rows for one in segments)
+    if layer.layout != FACTORED or not rows:
+        return layer.positions
+    return max(round(sum(one.statistics.positions for one in segments) / rows), 1)
 
 
 def _row_bytes(store: Store, stored: Layer) -> int:

@@ -180,3 +180,12 @@ def test_a_hint_changes_no_score(hint: str, small_store: Path) -> None:
         )
         for score, hinted in connection.execute(query.format(hint)).fetchall():
             assert score == hinted
+
+
+def test_costs_are_those_of_the_positions_that_are_kept(small_store: Path) -> None:
+    store = Store.open(small_store)
+    space, rows = StoreSource(store, "small").space, np.arange(store.manifest.next_row)
+    for layer in space.layers:
+        block = store.read(store.layer(layer.name), rows)
+        if isinstance(block, Factored):
+            assert layer.positions == max(round(len(block.prefix) / len(rows)), 1)
