@@ -24,6 +24,7 @@ _UNIQUE = {
     "layers": frozenset({"layer"}),
     "gradients": frozenset({"sample_id", "split", "checkpoint", "step"}),
     "outputs": frozenset({"sample_id", "split", "checkpoint", "step"}),
+    "embeddings": frozenset({"sample_id", "split", "checkpoint", "layer"}),
 }
 
 

@@ -213,10 +213,10 @@ def _load(
     model: nn.Module | None,
     device: str | torch.device | None,
 ) -> list[str]:
-    """Relations first: if they can't be made, the session knows nothing of the store."""
+    """Functions, which the relations call; then relations: if they can't be made, the session knows of no store."""
     chosen = device_of(device)
-    remarks = create_relations(connection, store, name)
     session = session_of(connection)
+    remarks = create_relations(connection, store, name)
     source = StoreSource(store, name, None if chosen is None else DeviceBlocks(store, chosen, free_bytes(chosen)))
     session.add(source)
     session.measure = partial(constants, device)

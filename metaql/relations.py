@@ -14,13 +14,14 @@ import duckdb
 from metaql.errors import QueryError
 from metaql.storage import tables
 from metaql.storage.store import Store
+from metaql.udfs.embedding import EMBEDDING, LOGITS, SHAPE
 from metaql.udfs.operators import DEFAULTS
 from metaql.udfs.quoting import literal, quoted
 from metaql.udfs.references import GRADIENT
 from metaql.udfs.register import OPERATORS
 
 ROW = "metaql_row"
-RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs")
+RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs", "embeddings")
 
 
 def create_relations(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> list[str]:
@@ -81,12 +82,13 @@ def _create(connection: duckdb.DuckDBPyConnection, store: Store, database: str) 
     connection.execute(f"CREATE SCHEMA {database}.stored")
     for name in ("samples", "checkpoints", "steps", "layers"):
         _table(connection, f"{database}.main.{name}", getattr(tables, name)(store))
-    _table(connection, f"{database}.stored.rows", tables.outputs(store))
-    for name, values in (("gradients", _gradient(store, "row")), ("outputs", "loss, prediction, confidence")):
+    _table(connection, f"{database}.stored.rows", tables.rows(store))
+    for name, values in (("gradients", _gradient(store, "row")), ("outputs", _outputs(store))):
         connection.execute(
             f"CREATE VIEW {database}.main.{name} AS SELECT sample_id, split, checkpoint, step, {values}"
             f" FROM {database}.stored.rows"
         )
+    _create_embeddings(connection, store, database)
     newest = _newest_checkpoints(store)
     named = {split: checkpoint for split, checkpoint in newest.items() if split.lower() not in RELATIONS}
     for split, checkpoint in named.items():
@@ -111,6 +113,24 @@ def _registered(connection: duckdb.DuckDBPyConnection, table: Any) -> Iterator[s
 
 def _gradient(store: Store, column: str) -> str:
     return f"struct_pack(store := {store.id}::BIGINT, \"row\" := {quoted(column)}, layers := '') AS gradient"
+
+
+def _outputs(store: Store) -> str:
+    """The columns beside the keys; ``logits``, which are read when a query looks at them, if any are kept."""
+    kept = any(one.logits for one in store.manifest.collections)
+    logits = f', {LOGITS}({store.id}::BIGINT, "row") AS logits' if kept else ""
+    return f"loss, prediction, confidence{logits}"
+
+
+def _create_embeddings(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> None:
+    """A view that knows which rows have an embedding of which layer, and reads those that a query looks at."""
+    _table(connection, f"{database}.stored.embeddings", tables.embeddings(store))
+    place = f'{store.id}::BIGINT, layer, "row"'
+    connection.execute(
+        f"CREATE VIEW {database}.main.embeddings AS SELECT sample_id, split, checkpoint, layer,"
+        f" {SHAPE}({place}) AS shape, {EMBEDDING}({place}) AS embedding"
+        f" FROM {database}.stored.rows JOIN {database}.stored.embeddings USING (collection)"
+    )
 
 
 def _newest_checkpoints(store: Store) -> dict[str, int | None]:

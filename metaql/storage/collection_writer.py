@@ -22,6 +22,7 @@ from metaql.storage.manifest import Collection, Inputs, Segment
 from metaql.storage.row_writer import RowWriter, row_batch
 from metaql.storage.schema import FULL, Layer, stored_parts
 from metaql.storage.staging import BufferPool, LayerStaging, Staged, release
+from metaql.storage.vector_writer import VectorFiles
 
 # A layer's buffer goes to the writing thread at this size, which makes a record batch. The first ones are
 # smaller, each as large as all before it, so that a short collection too is written beside the computing.
@@ -74,6 +75,7 @@ class CollectionWriter:
             self._row_writer = RowWriter(folder)
         self._layer_writers = {layer.name: LayerWriter(folder, number, layer) for number, layer in enumerate(layers)}
         self._input_writer: InputWriter | None = None
+        self._vectors = VectorFiles(folder)
         self._background = Background(_QUEUED_BYTES)
         self.closed = False
         self._torn = False
@@ -87,11 +89,14 @@ class CollectionWriter:
         confidence: Any = None,
         step: int | None = None,
         inputs: Tensor | None = None,
+        logits: Tensor | None = None,
+        embeddings: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Appends samples: their ids, a block for each layer, and what goes into ``outputs``.
+        """Appends samples: their ids, a block for each layer, and what goes into ``outputs`` and ``embeddings``.
 
-        The blocks may be of any float type, on any device: they are copied as the layer's. WriteError from the
-        writing thread comes out here or at ``finish``.
+        The blocks may be of any float type, on any device: they are copied as the layer's. Logits and embeddings are
+        [n, ...] in float32, on the CPU, and nobody changes them any more. WriteError from the writing thread comes out
+        here or at ``finish``.
         """
         self._require_usable()
         if not len(ids):
@@ -101,6 +106,8 @@ class CollectionWriter:
             _require_block(layer, blocks.get(name), len(ids))
         rows = row_batch(ids, step, loss, prediction, confidence)
         self._require_inputs(inputs, len(ids))
+        with writing(self._folder):
+            self._vectors.require(logits, embeddings or {}, len(ids), is_first=not self.rows)
         # An interrupt (Ctrl-C) in here leaves layers of unequal length: such a collection is never committed.
         self._torn = True
         self._buffer_rows(rows)
@@ -108,6 +115,9 @@ class CollectionWriter:
             self._buffer_block(name, blocks[name])
         if inputs is not None:
             self._buffer_inputs(inputs)
+        self.bytes += self._vectors.append(logits, embeddings or {})
+        if self._vectors.waiting >= _FLUSH_BYTES:
+            self._flush_vectors()
         self._relieve()
         self.rows += len(ids)
         self._torn = False
@@ -139,7 +149,7 @@ class CollectionWriter:
             return
         self.closed = True
         self._background.stop()
-        for writer in (self._row_writer, *self._layer_writers.values(), self._input_writer):
+        for writer in (self._row_writer, *self._layer_writers.values(), self._input_writer, self._vectors):
             if writer is not None:
                 writer.abandon()
         self._discard(self._folder)
@@ -196,6 +206,7 @@ class CollectionWriter:
     def _flush_all(self) -> None:
         self._flush_rows()
         self._flush_inputs()
+        self._flush_vectors()
         for name in self._layers:
             self._flush(name)
 
@@ -221,6 +232,10 @@ class CollectionWriter:
         if pieces and writer is not None:
             self._submit(lambda: writer.write(pieces), size)
 
+    def _flush_vectors(self) -> None:
+        for job, size in self._vectors.take():
+            self._submit(job, size)
+
     def _submit(self, job: Callable[[], None], size: int) -> None:
         def write() -> None:
             with writing(self._folder):
@@ -230,6 +245,7 @@ class CollectionWriter:
 
     def _close_files(self, metadata: Any, steps: Any, input_form: tuple[tuple[int, ...], str] | None) -> Collection:
         """The collection as its folder holds it: its rows and paths count from its own beginning."""
+        logits, embeddings = self._vectors.close()
         return Collection(
             number=0,
             split=self._split,
@@ -241,6 +257,8 @@ class CollectionWriter:
             steps=None if steps is None else write_table(self._folder / "steps.arrow", steps),
             inputs=self._input_writer.close() if self._input_writer else input_form and Inputs(None, *input_form),
             segments=self._close_layers(),
+            logits=logits,
+            embeddings=embeddings,
         )
 
     def _close_layers(self) -> tuple[Segment, ...]:

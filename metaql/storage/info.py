@@ -47,6 +47,10 @@ def info(path: str | Path) -> Info:
 def _line(collection: Collection) -> str:
     when = "trajectory" if collection.checkpoint is None else f"checkpoint {collection.checkpoint}"
     size = sum(file.bytes for file in collection.files)
+    kept = ["logits"] if collection.logits else []
+    if collection.embeddings:
+        kept.append(f"embeddings of {', '.join(one.layer or repr('') for one in collection.embeddings)}")
     return (
         f"{collection.number:<4} {collection.split:<16} {when:<16} {collection.rows:>12,} rows {size / 1e6:>12,.1f} MB"
+        f"{', with ' if kept else ''}{' and '.join(kept)}"
     )

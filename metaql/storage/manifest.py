@@ -74,6 +74,14 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """What one module of the model put out for each sample, and the file of it."""
+
+    layer: str
+    file: DataFile
+
+
+@dataclass(frozen=True)
 class Collection:
     """One pass of recording. ``checkpoint`` is None along a trajectory; its rows are the store's own numbers."""
 
@@ -87,13 +95,16 @@ class Collection:
     steps: DataFile | None
     inputs: Inputs | None
     segments: tuple[Segment, ...]
+    logits: DataFile | None = None
+    embeddings: tuple[Embeddings, ...] = ()
 
     @property
     def files(self) -> tuple[DataFile, ...]:
         """Every file it consists of."""
         inputs = self.inputs.file if self.inputs else None
-        tables = (self.row_file, self.metadata, self.steps, inputs)
-        return tuple(file for file in tables if file) + tuple(segment.file for segment in self.segments)
+        tables = (self.row_file, self.metadata, self.steps, inputs, self.logits)
+        parts = [part.file for part in self.embeddings] + [part.file for part in self.segments]
+        return (*(file for file in tables if file), *parts)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from metaql.storage.manifest import (
     Checkpoint,
     Collection,
     DataFile,
+    Embeddings,
     Inputs,
     Manifest,
     Range,
@@ -92,6 +93,9 @@ def _collection(body: dict[str, Any]) -> Collection:
         "steps": _optional(_file, body["steps"]),
         "inputs": _optional(_inputs, body["inputs"]),
         "segments": tuple(_segment(one) for one in body["segments"]),
+        # Manifests from before there were any lack these two.
+        "logits": _optional(_file, body.get("logits")),
+        "embeddings": tuple(Embeddings(one["layer"], _file(one["file"])) for one in body.get("embeddings", ())),
     }
     return Collection(**{**body, **parts})
 

@@ -56,6 +56,8 @@ def _put(collection: Collection, number: int, folder: str, first_row: int) -> Co
         metadata=put(collection.metadata) if collection.metadata else None,
         steps=put(collection.steps) if collection.steps else None,
         inputs=replace(inputs, file=put(inputs.file)) if inputs and inputs.file else inputs,
+        logits=put(collection.logits) if collection.logits else None,
+        embeddings=tuple(replace(one, file=put(one.file)) for one in collection.embeddings),
         segments=tuple(
             replace(one, first_row=one.first_row + first_row, file=put(one.file)) for one in collection.segments
         ),

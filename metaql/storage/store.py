@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import zlib
 from bisect import bisect_right
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +19,11 @@ from metaql.storage.commit import read_manifest
 from metaql.storage.forms import FULL as FULL_FORM
 from metaql.storage.forms import prefix_width, suffix_row_width, suffix_width
 from metaql.storage.gather import MissingRowError, Rows, Widths, read_rows
-from metaql.storage.manifest import Checkpoint, DataFile, Manifest
+from metaql.storage.manifest import Checkpoint, Collection, DataFile, Manifest
 from metaql.storage.mapped_file import StoreFolder
 from metaql.storage.schema import FULL, Layer, stored_parts
 from metaql.storage.segments import BatchIndex, OpenFiles, Source
+from metaql.storage.vectors import read_vectors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _CHUNK_BYTES = 1 << 20
@@ -132,9 +134,7 @@ class Store:
 
     def inputs(self, rows: Array) -> Tensor:
         """The inputs of the samples of these rows, [n, ...]; StoreError where they were not recorded."""
-        for row in rows[:0] if self.has_rows(rows) else rows:
-            if not self.has_rows(np.array([row])):
-                raise self._no_such_row(int(row))
+        self._require_rows(rows)
         places = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
         kept = [self.manifest.collections[place] for place in places.tolist()]
         files = [(one.inputs.file, one.first_row) for one in kept if one.inputs and one.inputs.file]
@@ -149,6 +149,19 @@ class Store:
         sources = [Source(file, FULL_FORM, first_row) for file, first_row in files]
         (values,) = read_rows(BatchIndex(self._open_files, sources), rows, (0,)).tensors
         return _as_dtype(values, getattr(torch, dtype)).reshape(len(rows), *shape)
+
+    def logits(self, rows: Array) -> Any:
+        """The logits of these rows as an Arrow array of lists; NULL where they were not kept."""
+        return self._vectors(rows, lambda one: one.logits, "values")
+
+    def embeddings(self, layer: str, rows: Array, column: str = "values") -> Any:
+        """What this module put out for these rows, flat, as an Arrow array of lists; NULL where it was not kept.
+
+        With the column ``shape`` the shapes of these.
+        """
+        return self._vectors(
+            rows, lambda one: next((each.file for each in one.embeddings if each.layer == layer), None), column
+        )
 
     def weights(self, checkpoint: int) -> dict[str, Tensor]:
         """A checkpoint's state dict, on the CPU."""
@@ -174,6 +187,13 @@ class Store:
         """Lets go of the files; tensors and tables that were handed out stay valid."""
         self._open_files.clear()
 
+    def _vectors(self, rows: Array, file_of: Callable[[Collection], DataFile | None], column: str) -> Any:
+        self._require_rows(rows)
+        collections = self.manifest.collections
+        return read_vectors(
+            self._open_files.get, lambda number: file_of(collections[number]), self._starts, rows, column
+        )
+
     def _index(self, layer: Layer) -> BatchIndex:
         index = self._indices.get(layer.name)
         if index is None:
@@ -192,6 +212,11 @@ class Store:
                 return checkpoint
         there = ", ".join(str(one.number) for one in self.manifest.checkpoints) or "none"
         raise UnknownNameError(f"There is no checkpoint {number} in {self.path} (any more). There are: {there}.")
+
+    def _require_rows(self, rows: Array) -> None:
+        for row in rows[:0] if self.has_rows(rows) else rows:
+            if not self.has_rows(np.array([row])):
+                raise self._no_such_row(int(row))
 
     def _no_such_row(self, row: int) -> ReferenceError:
         return ReferenceError(

@@ -65,8 +65,20 @@ def gradients(store: Store) -> Any:
 
 def outputs(store: Store) -> Any:
     """row, sample_id, split, checkpoint, step, loss, prediction, confidence: as ``gradients``."""
-    schema = pa.schema([*_KEYS, *_MOMENT, *_OUTPUTS])
+    return rows(store).drop_columns(["collection"])
+
+
+def rows(store: Store) -> Any:
+    """``outputs``, and the number of the collection that each row is of."""
+    schema = pa.schema([*_KEYS, *_MOMENT, *_OUTPUTS, ("collection", pa.int64())])
     return _concat([_rows(store, one, schema) for one in store.manifest.collections], schema)
+
+
+def embeddings(store: Store) -> Any:
+    """collection, layer: a row for each module whose outputs a collection keeps."""
+    kept = [(one.number, each.layer) for one in store.manifest.collections for each in one.embeddings]
+    numbers, layers = zip(*kept, strict=True) if kept else ((), ())
+    return pa.table([pa.array(numbers, pa.int64()), pa.array(layers, pa.string())], names=["collection", "layer"])
 
 
 def samples(store: Store) -> Any:
@@ -111,6 +123,7 @@ def _rows(store: Store, collection: Collection, schema: Any) -> Any:
         "row": primitive(np.arange(first, first + count, dtype=np.int64), pa.int64()),
         "split": split,
         "checkpoint": pa.repeat(pa.scalar(collection.checkpoint, pa.int64()), count),
+        "collection": pa.repeat(pa.scalar(collection.number, pa.int64()), count),
     }
     columns = [added[name] if name in added else table.column(name) for name in schema.names]
     return pa.table(columns, names=schema.names)

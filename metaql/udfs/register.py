@@ -18,6 +18,7 @@ from metaql.udfs.b2b import B2B
 from metaql.udfs.b2p import B2P
 from metaql.udfs.best import best
 from metaql.udfs.cosine_similarity import cosine_similarity
+from metaql.udfs.embedding import embedding, logits, shape
 from metaql.udfs.function import Function
 from metaql.udfs.gradient import gradient
 from metaql.udfs.inner_product import inner_product
@@ -49,6 +50,9 @@ FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     members,
     scores,
     best,
+    logits,
+    shape,
+    embedding,
 )
 # Tells a second load which session the instance's functions belong to.
 _SESSION = "metaql_session"

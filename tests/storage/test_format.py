@@ -56,6 +56,7 @@ def test_the_page_names_every_key(store_path):
         records.Checkpoint,
         records.Collection,
         records.Inputs,
+        records.Embeddings,
         records.Segment,
         records.Statistics,
         Layer,

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from metaql.errors import BatchError
 from metaql.storage.arrow_arrays import primitive
 from metaql.storage.blocks import Block, Factored, Full, size, stored
+from metaql.storage.group import Group
 from metaql.storage.packing import pack
 from metaql.storage.recording.batches import identified, inputs_of, labels, move
 from metaql.storage.recording.estimate_text import suggestions, table
@@ -90,12 +91,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class FirstBatch:
-    """The first batch of some data, how long it took to read, and how many samples there are, if that is known."""
+    """The first batch of some data, how long it took to read, and how many samples all ranks have, if that is known."""
 
     ids: np.ndarray[Any, np.dtype[np.int64]]
     batch: Any
     seconds: float
     samples: int | None
+    ranks: int
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class _Size:
 _NOTHING = _Size(0.0, 0.0)
 
 
-def first_batch(data: Any, batch_size: int) -> FirstBatch:
+def first_batch(data: Any, batch_size: int, group: Group) -> FirstBatch:
     """Reads it; BatchError where that would take it away from a later ``collect``."""
     if isinstance(data, Iterator):
         raise BatchError(
@@ -126,12 +128,14 @@ def first_batch(data: Any, batch_size: int) -> FirstBatch:
     begin = time.perf_counter()
     # A loader draws a random number when it starts; those of the training stay as they would be.
     with torch.random.fork_rng(devices=[]):
-        batches, total = identified(data, batch_size)
+        batches, total = identified(data, batch_size, group)
         first = next(batches, None)
     if first is None:
         raise BatchError("data holds no samples, so there is nothing to estimate from.")
     seconds = time.perf_counter() - begin
-    return FirstBatch(*first, seconds, _length(data) if total is None else total)
+    lengths = group.gather(_length(data)) if total is None else [total]
+    samples = sum(each for each in lengths if each is not None)
+    return FirstBatch(*first, seconds, None if None in lengths else samples, group.size)
 
 
 def estimate(
@@ -165,7 +169,7 @@ def estimate(
         bfloat16_bytes=halved.of(samples),
         batch_size=count,
         seconds_per_batch=seconds + first.seconds,
-        seconds=_seconds(samples, count, seconds + first.seconds, max(examining - seconds, 0), total),
+        seconds=_seconds(samples, count * first.ranks, seconds + first.seconds, max(examining - seconds, 0), total),
         written_per_second=WRITTEN_PER_SECOND,
         memory=max(peak, sum(size(block) for block in result.blocks.values())),
         buffers=BUFFERED_BYTES if total is None else min(total, BUFFERED_BYTES),
@@ -191,10 +195,10 @@ def _row(layer: Layer, size: _Size, samples: int | None, whole: _Size) -> LayerE
     return LayerEstimate(layer.name, layer.kind, layer.layout, size.positions, size.per_sample, size.of(samples), share)
 
 
-def _seconds(samples: int | None, count: int, per_batch: float, once: float, total: int | None) -> float | None:
+def _seconds(samples: int | None, at_once: int, per_batch: float, once: float, total: int | None) -> float | None:
     if samples is None or total is None:
         return None
-    return once + per_batch * samples / count + total / WRITTEN_PER_SECOND
+    return once + per_batch * samples / at_once + total / WRITTEN_PER_SECOND
 
 
 def _staged(gradients: SampleGradients, batch: Any, ids: Any) -> BatchGradients:

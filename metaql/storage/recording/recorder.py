@@ -18,6 +18,7 @@ from metaql.storage.group import Group
 from metaql.storage.manifest import CROSS_ENTROPY
 from metaql.storage.recording.batches import identified, input_form, inputs_of, labels, move
 from metaql.storage.recording.estimate import Estimate, estimate, first_batch
+from metaql.storage.recording.layer_outputs import LayerOutputs
 from metaql.storage.recording.losses import LossFunction, ModelLosses
 from metaql.storage.recording.metadata import as_table, for_samples, require_agreeing, require_same_types, shared
 from metaql.storage.recording.model_state import digest, mixes_samples, require_repeatable, trainable, weights
@@ -31,7 +32,7 @@ from metaql.storage.writer import Writer
 
 DTYPES = ("float32", "float64", "bfloat16")
 # Names that relations have, which a split of the same name would hide.
-RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs")
+RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs", "embeddings")
 
 
 class Recorder:
@@ -106,13 +107,22 @@ class Recorder:
                 raise RecordingError(f"The setting {name}={value} does not fit into 64 bits. Pass it as a string.")
         return self._writer.add_checkpoint(state, digest(state), step, known)
 
-    def collect(self, data: Any, split: str, metadata: Any = None, batch_size: int = 256) -> int:
+    def collect(
+        self,
+        data: Any,
+        split: str,
+        metadata: Any = None,
+        batch_size: int = 256,
+        logits: bool = False,
+        embeddings: Sequence[str] | None = None,
+    ) -> int:
         """Records the gradient of every sample of ``data`` at the newest checkpoint; returns how many.
 
         ``data`` is a map-style Dataset of (input, target), read in batches of ``batch_size``, whose indices become
         the sample ids; or an iterable of (ids, batch). ``metadata`` is a table with a ``sample_id`` column (pandas,
-        polars, Arrow, a dict of columns); ``label`` comes from integer targets by itself. All or nothing: an error
-        leaves the store as it was.
+        polars, Arrow, a dict of columns); ``label`` comes from integer targets by itself. ``logits`` keeps these of the
+        default loss, a column of ``outputs``; ``embeddings`` what the modules of these names put out for each sample,
+        the relation of that name. All or nothing: an error leaves the store as it was.
 
         With DistributedDataParallel every rank calls it. The samples of a map-style Dataset are shared out over the
         ranks; an iterable gives the rank's own. ``metadata`` may be given on rank 0 alone, and all samples are counted.
@@ -126,10 +136,21 @@ class Recorder:
             checkpoint = self._checkpoint_of_these_weights()
             require_repeatable(self._model)
             self._require_split(split)
+            self._require_logits(logits)
+            watched = None if embeddings is None else LayerOutputs(self._model, embeddings)
             table = shared(None if metadata is None else as_table(metadata), self._group)
-            return self._collect(data, split, checkpoint, table, batch_size)
+            return self._collect(data, split, checkpoint, table, batch_size, logits, watched)
 
-    def _collect(self, data: Any, split: str, checkpoint: int, table: Any, batch_size: int) -> int:
+    def _collect(
+        self,
+        data: Any,
+        split: str,
+        checkpoint: int,
+        table: Any,
+        batch_size: int,
+        logits: bool,
+        watched: LayerOutputs | None,
+    ) -> int:
         batches, total = identified(data, batch_size, self._group)
         taken = self._ids_at(split, checkpoint)
         collection: CollectionWriter | None = None
@@ -141,11 +162,18 @@ class Recorder:
             for ids, batch in self._in_rounds(batches, progress):
                 require_new(ids, taken, split)
                 batch = move(batch, self._device)
-                result = self._gradients.of(batch, ids)
+                result = self._gradients.of(batch, ids, watched)
                 if collection is None:
                     collection = self._begin(split, checkpoint)
                 inputs = inputs_of(batch, len(ids)) if self._keep_inputs else None
-                collection.append(ids, result.blocks, *outputs(result), inputs=inputs)
+                collection.append(
+                    ids,
+                    result.blocks,
+                    *outputs(result),
+                    inputs=inputs,
+                    logits=logits_of(result) if logits else None,
+                    embeddings=result.embeddings,
+                )
                 ids_seen.append(ids)
                 classes.append(labels(batch, len(ids)))
                 forms.add(input_form(batch, len(ids)))
@@ -182,15 +210,16 @@ class Recorder:
         """What recording all of ``data`` would take, in bytes, memory and seconds, from its first batch; ``print`` it.
 
         ``data`` is as for ``collect``. Nothing is written, and no checkpoint is needed; ``collect`` does not check that
-        batch again. Metadata is not counted. BatchError for a generator, whose first batch would be used up; otherwise
-        the errors of ``collect``.
+        batch again. Metadata, logits and embeddings are not counted. BatchError for a generator, whose first batch
+        would be used up; otherwise the errors of ``collect``. With DistributedDataParallel every rank calls it.
         """
         self._require_open()
-        self._follow_parameters()
-        require_repeatable(self._model)
-        first = first_batch(data, batch_size)
-        names = trainable(self._model, None)
-        return estimate(first, self._gradients, self._device, self._keep_inputs, self._writer.path, names)
+        with self._group.together("estimate"):
+            self._follow_parameters()
+            require_repeatable(self._model)
+            first = first_batch(data, batch_size, self._group)
+            names = trainable(self._model, None)
+            return estimate(first, self._gradients, self._device, self._keep_inputs, self._writer.path, names)
 
     def step(
         self,
@@ -299,6 +328,13 @@ class Recorder:
         for other in {each.split for each in self._writer.manifest.collections}:
             if other != split and other.lower() == split.lower():
                 raise RecordingError(f"There is a split '{other}'; SQL would not tell '{split}' from it. Rename one.")
+
+    def _require_logits(self, wanted: bool) -> None:
+        if wanted and self._losses != CROSS_ENTROPY:
+            raise RecordingError(
+                "logits=True keeps those of the default loss; your losses= do not show any. Keep the output of the "
+                "module that makes them: embeddings=['classifier'], or embeddings=[''] for the whole model's."
+            )
 
     def _require_still(self, checkpoint: int) -> None:
         """Raises if recording itself has changed the model, so that the gradients are not all of one model."""
@@ -411,6 +447,16 @@ def outputs(result: BatchGradients) -> tuple[np.ndarray, np.ndarray | None, np.n
         return loss, None, None
     confidence, prediction = result.logits.float().softmax(dim=1).max(dim=1)
     return loss, prediction.cpu().numpy(), confidence.cpu().numpy()
+
+
+def logits_of(result: BatchGradients) -> Tensor:
+    """The logits [n, classes], float32 on the CPU, as a copy."""
+    if result.logits is None:
+        raise BatchError(
+            "logits=True keeps the logits of samples with one class each, [n, classes]; this model returns more "
+            "dimensions. Keep its whole output: embeddings=['']."
+        )
+    return result.logits.to("cpu", torch.float32, copy=True)
 
 
 def _joined(classes: list[Tensor | None]) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,7 @@ from metaql.storage.recording.aligned import AlignedUse, mixtures
 from metaql.storage.recording.alignment import Alignment, align, candidates, owns, probes
 from metaql.storage.recording.batches import take
 from metaql.storage.recording.capture import Capture
+from metaql.storage.recording.layer_outputs import LayerOutputs
 from metaql.storage.recording.layering import form_layers
 from metaql.storage.recording.losses import ModelLosses, require_one_per_sample
 from metaql.storage.recording.replayed import Gradients, by_function, by_loop, within_batch
@@ -42,11 +44,15 @@ Signature = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class BatchGradients:
-    """What one batch gave: losses [n], logits [n, classes] where known, and each layer's block by its name."""
+    """What one batch gave: losses [n], logits [n, classes] where known, and each layer's block by its name.
+
+    ``embeddings`` are the outputs of the modules that were watched, [n, ...], float32 on the CPU.
+    """
 
     losses: Tensor
     logits: Tensor | None
     blocks: Mapping[str, Block]
+    embeddings: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -144,23 +150,34 @@ class SampleGradients:
         self._plans: dict[Signature, _Plan] = {}
         self._warned: set[str] = set()
 
-    def of(self, batch: Any, ids: np.ndarray) -> BatchGradients:
+    def of(self, batch: Any, ids: np.ndarray, watched: LayerOutputs | None = None) -> BatchGradients:
         """The gradients of the batch of these samples, which is on the model's device already."""
         samples = len(ids)
         with torch.enable_grad(), as_written():
-            run = self._run(batch, samples)
+            run = self._run(batch, samples, watched)
             losses.require_finite(run.values.detach(), ids)
+            embeddings = {} if watched is None else self._embeddings(run, watched)
             plan, replayed = self._known(run) or self._examine(run)
         uses = [use for use in _aligned(run, plan.alignments) if not _replaces(replayed, use)]
         assert self.layers is not None
         blocks = {layer.name: make_block(layer, uses, replayed, samples) for layer in self.layers}
         sample_blocks.require_finite(blocks, ids)
-        return BatchGradients(run.values.detach(), run.logits, blocks)
+        return BatchGradients(run.values.detach(), run.logits, blocks, embeddings)
 
-    def _run(self, batch: Any, samples: int) -> _Run:
+    def _embeddings(self, run: _Run, watched: LayerOutputs) -> dict[str, Tensor]:
+        return watched.of_samples(
+            self._losses,
+            run.batch,
+            run.samples,
+            lambda sample, edges: _backward(run.values[sample], edges),
+            run.precision,
+            run.capture.rows,
+        )
+
+    def _run(self, batch: Any, samples: int, watched: LayerOutputs | None) -> _Run:
         constants = [*self._losses.parameters(), *self._losses.buffers()]
         capture = Capture(self._parameters, samples, constants)
-        with capture:
+        with capture, nullcontext() if watched is None else watched.watching():
             result = self._losses.evaluate(batch)
         require_one_per_sample(result.values, samples)
         logits = None if result.logits is None else result.logits.detach()
