@@ -87,13 +87,17 @@ class Group:
         """Whether every rank raises an error now, of which this is the one here; alone, always."""
         return self.size == 1 or (error is not None and error is self._told)
 
-    def leave(self) -> None:
-        """Ends the talk; those who still wait for this rank get an error at once."""
+    def close(self) -> None:
+        """Ends the talk, after the last words."""
         if self._processes is not None:
             processes, self._processes = self._processes, None
-            # The user may have taken down all groups before.
-            with suppress(ValueError, AssertionError, RuntimeError):
-                dist.destroy_process_group(processes)
+            _closed.append(processes)
+
+    def leave(self) -> None:
+        """Ends the talk at once: those who wait for this rank get an error."""
+        if self._processes is not None:
+            processes, self._processes = self._processes, None
+            _destroy(processes)
 
     def _exchange(self, numbers: Numbers) -> list[Numbers]:
         if self.size == 1:
@@ -154,20 +158,29 @@ class Group:
 
 
 ALONE = Group()
+# What was closed may hold words that another rank has yet to read, until all ranks have come together again.
+_closed: list[dist.ProcessGroup] = []
 
 
 def _copy(processes: dist.ProcessGroup) -> dist.ProcessGroup:
     """The same ranks once more, over gloo, as patient as they are."""
     devices = {torch.device(each) for each in processes._device_types}
     options = [getattr(processes._get_backend(device), "options", None) for device in devices]
-    made = dist.new_group(
-        dist.get_process_group_ranks(processes),
-        timeout=max((each._timeout for each in options if each is not None), default=None),
-        backend="gloo",
-        use_local_synchronization=True,
-    )
+    ranks = dist.get_process_group_ranks(processes)
+    everyone = len(ranks) == dist.get_world_size()
+    timeout = max((each._timeout for each in options if each is not None), default=None)
+    made = dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=not everyone)
     assert isinstance(made, dist.ProcessGroup)
+    # A group of some ranks alone would get the name of one that was destroyed, and the addresses noted under it.
+    while _closed and everyone:
+        _destroy(_closed.pop())
     return made
+
+
+def _destroy(processes: dist.ProcessGroup) -> None:
+    # The user may have taken down all groups before.
+    with suppress(ValueError, AssertionError, RuntimeError):
+        dist.destroy_process_group(processes)
 
 
 def _report(error: BaseException) -> tuple[type[MetaQLError], str]:

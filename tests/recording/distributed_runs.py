@@ -102,7 +102,9 @@ def train(rank, path, find_unused, static_graph, accumulate, record=True):
                     model.no_sync() if part < accumulate - 1 else nullcontext(),
                     made.step(ids, optimizer, reduction=reduction) if record else nullcontext(),
                 ):
-                    (F.cross_entropy(model(batch[0]), batch[1], reduction="none") * factors).sum().backward()
+                    # By indices, so that rows have to be found again behind what DistributedDataParallel puts last.
+                    losses = -model(batch[0]).log_softmax(1)[torch.arange(count), torch.as_tensor(batch[1])]
+                    (losses * factors).sum().backward()
             optimizer.step()
             if record and update == 2:
                 made.checkpoint(optimizer)
@@ -178,3 +180,29 @@ def failing_step(rank, path, where):
                     loss = loss * torch.inf
                 loss.backward()
             optimizer.step()
+
+
+def sharded(rank, path, whole_module):
+    """What a recorder says to a model whose parameters are spread over the ranks."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    if whole_module:
+        model = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    else:
+        fully_shard(model)
+    metaql.Recorder(model, path)
+
+
+def normalised(rank, path):
+    """Statistics that differ from rank to rank after each training pass; gives those of all ranks at the end."""
+    model = ddp(network().train())
+    with recorder(model, path) as made:
+        words, targets = data()
+        F.cross_entropy(model(words[rank::2]), targets[rank::2]).backward()
+        before = model.module.norm.running_mean.clone()
+        model.eval()
+        made.checkpoint()
+        made.collect(TensorDataset(words, targets), "train", batch_size=4)
+    return before, dict(model.module.state_dict())

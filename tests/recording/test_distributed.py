@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 
@@ -15,7 +16,7 @@ from metaql.storage.check import check
 from metaql.storage.store import Store
 from tests.recording import distributed_runs as runs
 from tests.recording.ranks import run, values
-from tests.recording.reference import gradients_of_rows
+from tests.recording.reference import assert_close, by_loop, gradients_of_rows
 
 
 def contents(path):
@@ -135,3 +136,33 @@ def test_a_step_is_of_all_ranks_or_of_none(where, tmp_path):
         assert type(first.error) is type(second.error) is errors.NotFiniteError
         assert str(first.error).endswith(str(second.error))
         assert {step for _, _, step, _ in contents(tmp_path / "store")} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("whole_module", [True, False])
+def test_shards_are_refused(whole_module, tmp_path):
+    for outcome in run(runs.sharded, 2, tmp_path / "run", tmp_path / "store", whole_module):
+        assert type(outcome.error) is errors.UnsupportedParameterError
+        assert "spread over the processes" in str(outcome.error)
+
+
+def test_statistics_are_those_of_rank_0(tmp_path):
+    (first, weights), (second, others) = values(run(runs.normalised, 2, tmp_path / "run", tmp_path / "store"))
+    assert not torch.equal(first, second)
+    store = Store.open(tmp_path / "store")
+    for name, saved in store.weights(1).items():
+        assert torch.equal(saved, weights[name])
+        assert torch.equal(saved, others[name])
+    model = runs.network()
+    model.load_state_dict(weights)
+    expected = by_loop(model, runs.data(), runs.SAMPLES)
+    known = tables.gradients(store).to_pylist()
+    rows = np.array([each["row"] for each in sorted(known, key=lambda each: each["sample_id"])])
+    found = gradients_of_rows(store, rows)
+    assert_close(found, {name: expected[name] for name in found}, 1e-9)
+
+
+def test_a_store_that_is_taken_is_refused_on_every_rank(tmp_path):
+    with runs.recorder(runs.network(), tmp_path / "store"):
+        for outcome in run(runs.collect, 2, tmp_path / "run", tmp_path / "store"):
+            assert type(outcome.error) is errors.StoreLockedError
+            assert re.search(f"Process {os.getpid()} .* is writing to", str(outcome.error))

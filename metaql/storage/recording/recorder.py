@@ -262,7 +262,7 @@ class Recorder:
             self._trajectory.commit()
         finally:
             self._writer.close()
-            self._group.leave()
+            self._group.close()
 
     def __enter__(self) -> Self:
         return self
@@ -270,6 +270,7 @@ class Recorder:
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         try:
             if error is not None and not self._group.knows(error):
+                self._group.leave()
                 self._trajectory.abandon()
         finally:
             self.close()
@@ -283,7 +284,14 @@ class Recorder:
         self._gradients = SampleGradients(self._function, self._parameters, self._dtype, known, self._of_first_rank)
         name = type(self._model).__name__
         self._trajectory = Trajectory(
-            self._parameters, self._writer, self._dtype, name, self._losses, self._group, self._of_first_rank
+            self._parameters,
+            self._writer,
+            self._dtype,
+            name,
+            self._losses,
+            self._group,
+            self._of_first_rank,
+            self._wrapped,
         )
 
     def _of_first_rank(self, formed: tuple[Layer, ...] | None) -> tuple[Layer, ...]:

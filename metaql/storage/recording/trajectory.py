@@ -26,7 +26,7 @@ from metaql.storage.recording.optimizers import step_settings
 from metaql.storage.recording.sample_blocks import make_block, require_finite, require_same_form
 from metaql.storage.recording.self_check import disagreeing, exceeds_rounding, shares
 from metaql.storage.recording.watched_step import WatchedStep, noting_scale
-from metaql.storage.recording.wrappers import as_written
+from metaql.storage.recording.wrappers import as_written, unaveraged
 from metaql.storage.schema import Layer
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
@@ -50,6 +50,7 @@ class Trajectory:
         losses: str,
         group: Group,
         settle: Callable[[tuple[Layer, ...]], tuple[Layer, ...]],
+        wrapped: nn.Module,
     ) -> None:
         self._parameters = parameters
         self._writer = writer
@@ -58,6 +59,7 @@ class Trajectory:
         self._losses = losses
         self._group = group
         self._settle = settle
+        self._wrapped = wrapped
         self._layers = writer.manifest.layers
         self._alignments: dict[tuple[Any, ...], Sequence[Alignment | None]] = {}
         self._collection: CollectionWriter | None = None
@@ -86,7 +88,11 @@ class Trajectory:
         # The settings that this step's update uses: schedulers and the update itself come after the pass.
         groups = step_settings(optimizer)
         watched = WatchedStep(
-            self._parameters, len(ids), unsettled=lambda signature: signature not in self._alignments, mixing=mixing
+            self._parameters,
+            len(ids),
+            unsettled=lambda signature: signature not in self._alignments,
+            mixing=mixing,
+            around_probes=lambda: unaveraged(self._wrapped),
         )
         try:
             with as_written(), noting_scale(watched.note_scale), watched:

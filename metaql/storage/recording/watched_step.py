@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -71,7 +71,8 @@ class WatchedStep(Capture):
     After it, ``dys`` has dC/dy for each of ``uses`` (None where the loss does not depend on it), ``gradients`` what
     the backward pass brought to each parameter, and ``scale`` the factor that a GradScaler put on the loss.
     ``mixing`` says that batch norm in training mode is among the operations.
-    ``unsettled`` is asked for a signature whether its alignments are still needed; they are then in ``alignments``.
+    ``unsettled`` is asked for a signature whether its alignments are still needed; they are then in ``alignments``, and
+    the backward passes that find them run within ``around_probes``.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class WatchedStep(Capture):
         samples: int,
         unsettled: Callable[[tuple[Any, ...]], bool],
         mixing: bool,
+        around_probes: Callable[[], AbstractContextManager[None]],
     ) -> None:
         super().__init__(parameters, samples, on_use=self._watch, on_move=self._note_landmark)
         self.dys: list[Tensor | None] = []
@@ -88,6 +90,7 @@ class WatchedStep(Capture):
         self.alignments: list[Alignment | None] | None = None
         self._unsettled = unsettled
         self._mixing = mixing
+        self._around_probes = around_probes
         self._path: list[_Place] = []
         self._handles: list[RemovableHandle] = []
         self._probing = False
@@ -121,7 +124,8 @@ class WatchedStep(Capture):
         if func is torch.Tensor.backward and self.uses and (self.rows.by_data or self._unsettled(self.signature)):
             # The last moment at which the graph is whole.
             self._probing = True
-            self.alignments = self._align()
+            with self._around_probes():
+                self.alignments = self._align()
             self._probing = False
         return super().__torch_function__(func, _types, args, kwargs)
 

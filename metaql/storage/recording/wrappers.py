@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from metaql.errors import UnsupportedParameterError
+from metaql.errors import RecordingError, UnsupportedParameterError
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -61,8 +62,31 @@ def require_whole(model: nn.Module) -> None:
 
 def as_written() -> AbstractContextManager[object]:
     """Within it, what torch.compile has compiled runs as it was written, so that each operation can be seen."""
+    refusal = RecordingError("Recording itself can't be compiled: call the recorder outside of compiled functions.")
+    if torch.compiler.is_compiling():
+        raise refusal
     # Whoever compiled something has loaded this, which takes seconds.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    try:
+        stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    except RuntimeError as error:
+        raise refusal from error
+    return stance
+
+
+@contextmanager
+def unaveraged(model: nn.Module) -> Iterator[None]:
+    """Within it, a backward pass of ours is not taken for the first of a static graph, which ends in an average."""
+    ddp = distributed(model)
+    static = ddp is not None and ddp.static_graph
+    if ddp is not None:
+        ddp.static_graph = False
+    try:
+        yield
+    finally:
+        if ddp is not None:
+            ddp.static_graph = static
 
 
 def _inner(model: nn.Module) -> nn.Module | None:
