@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 
 from metaql.errors import RecordingError
-from metaql.integrations.recording import Recording, require_one_process, warn_of_half_precision
+from metaql.integrations.recording import Recording, require_known_processes, warn_of_half_precision
 from metaql.integrations.samples import Samples, loader_of_samples
 from metaql.integrations.undisturbed import undisturbed
 from metaql.storage.recording.batches import map_tensors
@@ -58,7 +58,7 @@ class RecorderCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out what would keep the training from being recorded."""
         _require_whole_model(trainer)
-        require_one_process(trainer.world_size)
+        require_known_processes(_wrapped(trainer), trainer.world_size)
         if self._recording.when == "save" and not trainer.checkpoint_callbacks:
             raise RecordingError("when='save' records when the trainer saves, and it has no ModelCheckpoint.")
         if self._recording.losses is None and type(pl_module).forward is LightningModule.forward:
@@ -69,7 +69,7 @@ class RecorderCallback(Callback):
         if str(trainer.precision).startswith("16"):
             warn_of_half_precision()
         _splits(trainer)
-        self._recording.begin(pl_module, self._losses(trainer))
+        self._recording.begin(_wrapped(trainer), self._losses(trainer))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -99,7 +99,7 @@ class RecorderCallback(Callback):
         stage = trainer.state.stage
         try:
             with undisturbed(model), _running_within(context, model):
-                self._recording.record(model, self._losses(trainer), _splits(trainer), settings)
+                self._recording.record(_wrapped(trainer), self._losses(trainer), _splits(trainer), settings)
         finally:
             trainer.state.stage = stage
 
@@ -117,6 +117,13 @@ class RecorderCallback(Callback):
         return losses
 
 
+def _wrapped(trainer: Trainer) -> nn.Module:
+    """The module in what makes several processes train it together."""
+    model = trainer.strategy.model
+    assert model is not None
+    return model
+
+
 def _require_whole_model(trainer: Trainer) -> None:
     if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
         raise RecordingError(
@@ -132,7 +139,7 @@ def _splits(trainer: Trainer) -> dict[str, Samples]:
     for split, loader in loaders.items():
         checked = loader_of_samples(loader, f"The dataloader of split '{split}'")
         size = getattr(checked.batch_sampler, "batch_size", None) or 1
-        splits[split] = Samples(checked, size, _transfer(trainer, split))
+        splits[split] = Samples(checked, size, _transfer(trainer, split), trainer.global_rank, trainer.world_size)
     return splits
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from metaql.errors import RecordingError
 from metaql.storage.recording.losses import LossFunction
 from metaql.storage.recording.recorder import Recorder
+from metaql.storage.recording.wrappers import distributed
 
 WHEN = ("end", "epoch", "save")
 
@@ -75,10 +76,10 @@ def warn_of_half_precision() -> None:
     )
 
 
-def require_one_process(count: int) -> None:
-    """Raises where several processes train together."""
-    if count > 1:
+def require_known_processes(model: nn.Module, count: int) -> None:
+    """Raises where several processes train together in a way that the recorder does not see."""
+    if count > 1 and distributed(model) is None:
         raise RecordingError(
-            f"{count} processes train this model together, and the callback records from one. Train in one process, or "
-            "record afterwards with metaql.Recorder."
+            f"{count} processes train this model together, but not by DistributedDataParallel, which is what can be "
+            "recorded. Train with it, or record afterwards with metaql.Recorder."
         )

@@ -15,7 +15,7 @@ from metaql.integrations.undisturbed import begin_random_numbers, keeps_generato
 
 @dataclass(frozen=True)
 class Samples:
-    """A data loader's dataset, to be read in batches that its collator makes.
+    """A data loader's dataset, to be read in batches that its collator makes: of ``size`` parts the one of ``rank``.
 
     ``prepare`` is applied to each batch. Whatever draws random numbers on the way (masks, augmentations) draws the
     same ones whenever the samples are read, and none that the training would have drawn.
@@ -24,22 +24,25 @@ class Samples:
     loader: DataLoader[Any]
     batch_size: int
     prepare: Callable[[Any], Any] = lambda batch: batch
+    rank: int = 0
+    size: int = 1
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, Any]]:
         """(ids int64 [n], batch) pairs."""
         begin_random_numbers()
         source: Any = self.loader.dataset
-        count = len(source)
+        begin, end = (len(source) * number // self.size for number in (self.rank, self.rank + 1))
         loader: DataLoader[Any] = DataLoader(
             renewed(source) if keeps_generators(source) else source,
             batch_size=self.batch_size,
+            sampler=range(begin, end),
             collate_fn=renewed(self.loader.collate_fn),
             num_workers=self.loader.num_workers,
             worker_init_fn=self.loader.worker_init_fn,
             multiprocessing_context=self.loader.multiprocessing_context,
         )
-        for begin, batch in zip(range(0, count, self.batch_size), loader, strict=True):
-            yield np.arange(begin, min(begin + self.batch_size, count)), self.prepare(batch)
+        for first, batch in zip(range(begin, end, self.batch_size), loader, strict=True):
+            yield np.arange(first, min(first + self.batch_size, end)), self.prepare(batch)
 
 
 def loader_of_samples(loader: Any, name: str) -> DataLoader[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.training_args import TrainingArguments
 
 from metaql.errors import RecordingError
 from metaql.integrations.model_losses import losses_like
-from metaql.integrations.recording import Recording, require_one_process, warn_of_half_precision
+from metaql.integrations.recording import Recording, require_known_processes, warn_of_half_precision
 from metaql.integrations.samples import Samples, loader_of_samples
 from metaql.integrations.undisturbed import undisturbed
 from metaql.storage.recording.batches import move
@@ -62,7 +62,7 @@ class RecorderCallback(TrainerCallback):
         """Finds out what would keep the training from being recorded."""
         trainer = _calling_trainer(self)
         _require_whole_model(trainer)
-        require_one_process(args.world_size)
+        require_known_processes(trainer.model_wrapped, args.world_size)
         if self._recording.when == "save" and args.save_strategy == "no":
             raise RecordingError("when='save' records when the trainer saves, and its save_strategy is 'no'.")
         if args.fp16:
@@ -72,7 +72,7 @@ class RecorderCallback(TrainerCallback):
         if self._recording.losses is None:
             with undisturbed(model), _without_cache(model):
                 self._losses = _losses(trainer, splits["train"])
-        self._recording.begin(model, self._losses)
+        self._recording.begin(trainer.model_wrapped, self._losses)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -102,7 +102,7 @@ class RecorderCallback(TrainerCallback):
             # These are the weights of an earlier step, whose other settings nobody noted.
             settings = {"step": state.best_global_step}
         with undisturbed(model), _without_cache(model):
-            self._recording.record(model, self._losses, _splits(trainer), settings)
+            self._recording.record(trainer.model_wrapped, self._losses, _splits(trainer), settings)
 
 
 def _calling_trainer(callback: TrainerCallback) -> Trainer:
@@ -140,8 +140,11 @@ def _splits(trainer: Trainer) -> dict[str, Samples]:
         loaders[name] = (trainer.get_eval_dataloader(name), f"The evaluation set '{name}'")
     if trainer.eval_dataset is not None and not names:
         loaders["validation"] = (trainer.get_eval_dataloader(), "The evaluation set")
+    args = trainer.args
     return {
-        split: Samples(loader_of_samples(loader, name), trainer.args.train_batch_size)
+        split: Samples(
+            loader_of_samples(loader, name), args.train_batch_size, rank=args.process_index, size=args.world_size
+        )
         for split, (loader, name) in loaders.items()
     }
 
@@ -149,7 +152,8 @@ def _splits(trainer: Trainer) -> dict[str, Samples]:
 def _losses(trainer: Trainer, samples: Samples) -> LossFunction | None:
     """Found by the first batch of the training set; None for the recorder's default."""
     model = _model(trainer)
-    ids, batch = next(islice(iter(samples), 1))
+    # The same batch in each process.
+    ids, batch = next(iter(replace(samples, rank=0, size=1)))
     encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
     def own_loss(one: dict[str, Any]) -> Tensor:
