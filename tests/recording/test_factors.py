@@ -14,9 +14,10 @@ from metaql.storage.blocks import Factored, lay_out, merge_rows
 from metaql.storage.recording.losses import ModelLosses
 from metaql.storage.recording.recorder import Recorder
 from metaql.storage.recording.sample_gradients import SampleGradients
+from metaql.storage.replay import Replay
 from metaql.storage.schema import FACTORED, Layer, Parameter
 from metaql.storage.store import Store
-from tests.recording.reference import assert_close, by_loop, gradients_of_rows
+from tests.recording.reference import assert_close, by_loop, gradients_of_rows, split_by_parameter
 
 WORDS, WIDTH, CLASSES, LENGTH = 50, 4, 3, 8
 
@@ -227,3 +228,14 @@ def test_an_estimate_counts_both_parts_of_a_tied_weight(tmp_path, masked):
     (words,) = [one for one in estimate.layers if one.layer == "words"]
     assert len(files) == 2
     assert words.bytes == sum(files)
+
+
+def test_a_tied_weight_of_a_sample_that_was_not_recorded(tmp_path, masked):
+    model = Tied().double()
+    with Recorder(model, tmp_path, losses=word_losses, dtype="float64") as recorder:
+        recorder.checkpoint()
+        recorder.collect([(np.arange(6), masked)], "train")
+    store = Store.open(tmp_path)
+    blocks = Replay(model, store, word_losses).gradient(masked[0][1:4], masked[1][1:4])
+    expected = {name: each[1:4] for name, each in by_loop(model, masked, 6, word_losses).items()}
+    assert_close(split_by_parameter(store.layers, blocks), expected, 1e-9)

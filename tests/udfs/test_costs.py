@@ -17,7 +17,9 @@ def linear(inputs: int, outputs: int, kind: str = "linear", groups: int = 1, lay
     return Layer("fc", kind, (weight,), layout, "float32", groups, inputs, outputs, 1)
 
 
-LAYERS = [linear(64, 16), linear(16, 512), linear(9, 64, "conv", groups=4), linear(3000, 32, "embedding")]
+# A decoder over 30,000 words: five positions of it beside forty words that were looked up.
+TIED = replace(linear(64, 30_000, "tied"), positions=5, looked_up=40)
+LAYERS = [TIED, linear(64, 16), linear(16, 512), linear(9, 64, "conv", groups=4), linear(3000, 32, "embedding")]
 FORMS = [(None, None), (3.0, None), (None, 3.0), (3.0, 5.0)]
 
 
@@ -60,6 +62,9 @@ def test_a_slower_machine_takes_longer(layer: Layer, name: str) -> None:
         (linear(64, 64), Side(1000, 64), Side(1000, 64), FULL),
         (linear(64, 64), Side(1000, None), Side(1, 100), FULL),
         (linear(30_000, 64, "embedding"), Side(1000, 4), Side(1, 2), GRAM),
+        (TIED, Side(100, 5), Side(1, 5), GRAM),
+        (TIED, Side(100, 5), Side(1, None), CONTRACT),
+        (TIED, Side(100, 5), Side(1, 50_000), CONTRACT),
         (linear(30_000, 64, "embedding"), Side(50_000, 4), Side(1, 4000), CONTRACT),
     ],
 )
