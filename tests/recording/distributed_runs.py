@@ -73,6 +73,16 @@ def collect(rank, path, wrap=True):
         return number, rows, made.collect(pairs(own), "validation")
 
 
+def keep_outputs(rank, path):
+    """Estimates of a Dataset and of the ranks' own, which are given, and a recording with logits and embeddings."""
+    own = np.arange(SAMPLES)[rank::2]
+    with recorder(ddp(network()), path) as made:
+        foretold = made.estimate(TensorDataset(*data()), batch_size=4), made.estimate(list(pairs(own)))
+        made.checkpoint()
+        made.collect(TensorDataset(*data()), "train", batch_size=4, logits=True, embeddings=["hidden", ""])
+        return [(each.samples, each.bytes) for each in foretold]
+
+
 def train(rank, path, find_unused, static_graph, accumulate, record=True):
     """Five updates, the last on shares of different sizes, with a collection amid them.
 

@@ -57,6 +57,21 @@ def test_ranks_collect_what_one_process_does(size, tmp_path):
     assert not list((tmp_path / "store" / "recording").iterdir())
 
 
+def test_ranks_estimate_and_keep_outputs(tmp_path):
+    first, second = values(run(runs.keep_outputs, 2, tmp_path / "run", tmp_path / "store"))
+    assert [samples for samples, _ in first] == [samples for samples, _ in second] == [runs.SAMPLES] * 2
+    store, rows = Store.open(tmp_path / "store"), np.arange(runs.SAMPLES)
+    assert list(check(tmp_path / "store")) == []
+    assert len(store.manifest.collections) == 2
+    network, (words, _) = runs.network(), runs.data()
+    expected = network(words).detach().float()
+    ids = tables.outputs(store).column("sample_id").to_numpy()
+    torch.testing.assert_close(torch.tensor(store.logits(rows).to_pylist()), expected[ids])
+    torch.testing.assert_close(torch.tensor(store.embeddings("", rows).to_pylist()), expected[ids])
+    hidden = network.hidden(network.words(words).mean(1)).detach().float()
+    torch.testing.assert_close(torch.tensor(store.embeddings("hidden", rows).to_pylist()), hidden[ids])
+
+
 @pytest.mark.parametrize(
     "find_unused, static_graph, accumulate", [(False, False, 1), (True, False, 1), (False, True, 1), (False, False, 2)]
 )

@@ -74,6 +74,26 @@ def test_bytes_on_disk(model, data, dtype, inputs, tmp_path):
     assert estimate.inputs_per_sample * SAMPLES == pytest.approx(kept, rel=0.02)
 
 
+class TiedTable(Sentences):
+    """The table is the last layer too: a position of the one kind for each word, and one of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(16, 16), nn.Linear(16, 50, bias=False)
+        self.head.weight = self.words.weight
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_of_tied_weights(dtype, tmp_path):
+    data = sentences()
+    with metaql.Recorder(TiedTable(), tmp_path / "store", dtype=dtype) as recorder:
+        estimate = recorder.estimate(data, batch_size=200)
+        recorder.checkpoint()
+        recorder.collect(data, "train", batch_size=200)
+        (collection,) = recorder._writer.manifest.collections
+    assert estimate.bytes == pytest.approx(sum(file.bytes for file in collection.files), rel=0.03)
+
+
 def test_bytes_at_bfloat16(tmp_path):
     data, found = sentences(), {}
     for dtype in ("float32", "bfloat16"):
