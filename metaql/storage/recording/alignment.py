@@ -93,7 +93,8 @@ def align_backwards(
         # Any number that divides the batch would look like samples of several positions.
         return [None] * len(shapes)
     remaining = [candidates(shape, samples) for shape in shapes]
-    reached: set[int] = set()
+    # What no sample has a place in, such as a table of distances, is out of reach, and says nothing about others.
+    reached = {place for place, ways in enumerate(remaining) if not ways}
     for anchor in reversed(range(len(shapes))):
         if anchor in reached:
             continue
@@ -132,7 +133,7 @@ def _narrow(
     for probe in probes:
         dys = gradients_from(anchor, way.mask(shapes[anchor], samples, probe))
         for place, (shape, dy) in enumerate(zip(shapes, dys, strict=True)):
-            if dy is not None and place != anchor:
+            if dy is not None and place != anchor and candidates(shape, samples):
                 reached.add(place)
                 narrowed[place] = [each for each in narrowed[place] if owns(each, dy, shape, samples, probe)]
     return narrowed if all(narrowed[place] for place in (*reached, anchor)) else None

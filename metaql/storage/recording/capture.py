@@ -163,7 +163,8 @@ def may_permute_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     """Whether a call takes its rows from places that a tensor or a list says."""
     name = plain_name(func)
     if name not in ("__getitem__", "__setitem__"):
-        return name in INDEXING or name in ORDERING or name in ("roll", "flip")
+        # The rows of a table that is looked up are no samples.
+        return (name in INDEXING and name != "embedding") or name in ORDERING or name in ("roll", "flip")
     if len(args) < 2:
         return False
     index = args[1] if isinstance(args[1], tuple) else (args[1],)

@@ -19,7 +19,7 @@ from metaql.storage.blocks import Block, size
 from metaql.storage.collection_writer import CollectionWriter
 from metaql.storage.group import Group
 from metaql.storage.recording.aligned import AlignedUse, mixtures
-from metaql.storage.recording.alignment import Alignment
+from metaql.storage.recording.alignment import Alignment, candidates
 from metaql.storage.recording.batches import integer_ids
 from metaql.storage.recording.layering import form_layers
 from metaql.storage.recording.optimizers import step_settings
@@ -234,8 +234,15 @@ def _aligned(watched: WatchedStep, alignments: Sequence[Alignment | None] | None
         if dy is None:
             continue
         if alignment is None:
+            name = use.weight or use.bias
+            if any(alignments) and not candidates(use.leading, watched.samples):
+                raise UnsupportedParameterError(
+                    f"Along the trajectory '{name}' has no factors: it is used on an input of shape "
+                    f"{list(use.use.inputs.shape)} that all samples share. Leave it out with layers=, or record at "
+                    "checkpoints with collect, which has a way for every parameter."
+                )
             raise SampleIdError(
-                f"ids holds {watched.samples} samples, but the operation that uses '{use.weight or use.bias}' saw an "
+                f"ids holds {watched.samples} samples, but the operation that uses '{name}' saw an "
                 f"input of shape {list(use.use.inputs.shape)}, in which they can't be told apart. Give one id for each "
                 "sample of the batch, in its order; a model that mixes its samples has to be recorded with collect."
             )
