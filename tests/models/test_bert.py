@@ -42,13 +42,11 @@ CLASSIFIERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Recorded by running samples one by one")
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classes(name, tmp_path):
     assert_collected(CLASSIFIERS[name](), named(), tmp_path / "store", of_classes)
 
 
-@pytest.mark.filterwarnings("ignore:Recorded by running samples one by one")
 @pytest.mark.parametrize(
     "model, labels",
     [(transformers.BertForTokenClassification, "tokens"), (transformers.BertForMaskedLM, "words")],
@@ -69,7 +67,6 @@ def test_losses_that_run_the_model_once_for_each_sample(tmp_path):
     assert_collected(bert(), named(sizes=((4, 5), (4, 5), (1, 5))), tmp_path / "store", alone)
 
 
-@pytest.mark.filterwarnings("ignore:Recorded by running samples one by one")
 def test_a_frozen_body(tmp_path):
     model = bert()
     model.bert.requires_grad_(False)
@@ -77,7 +74,11 @@ def test_a_frozen_body(tmp_path):
     assert_stepped(model, named(), tmp_path / "steps", of_classes, train=False)
 
 
-def test_steps(tmp_path):
-    model = CLASSIFIERS["RoBERTa"]()
-    model.eval()
-    assert_stepped(model, named(), tmp_path / "store", of_classes, train=False)
+@pytest.mark.parametrize("name", ["BERT", "RoBERTa", "ALBERT, one layer for all"])
+def test_steps(name, tmp_path):
+    assert_stepped(CLASSIFIERS[name](), named(), tmp_path / "store", of_classes, train=False)
+
+
+def test_steps_of_masked_words(tmp_path):
+    model = bert(transformers.BertForMaskedLM)
+    assert_stepped(model, named("words"), tmp_path / "store", of_tokens, train=False)

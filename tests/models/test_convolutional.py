@@ -51,3 +51,4 @@ def test_stepped(name, tmp_path):
 
 def test_a_picture_made_again(tmp_path):
     assert_collected(UNet().double(), pictures(), tmp_path / "store", reconstruction)
+    assert_stepped(UNet().double(), pictures(), tmp_path / "steps", reconstruction)

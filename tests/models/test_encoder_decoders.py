@@ -61,7 +61,6 @@ class Translator(nn.Module):
         return self.out(self.body(self.words(source), self.words(target), tgt_mask=mask, src_key_padding_mask=padded))
 
 
-@pytest.mark.filterwarnings("ignore:Recorded by running samples one by one")
 def test_a_transformer_of_torch(tmp_path):
     def losses(model, batch):
         source, target = batch["input_ids"], batch["labels"].clamp(min=0)

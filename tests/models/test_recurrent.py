@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.models.batches import CLASSES, WORDS, sentences
-from tests.models.loop import assert_collected
+from tests.models.loop import assert_collected, assert_stepped
 
 
 class Recurrent(nn.Module):
@@ -92,4 +92,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_of_words(name, tmp_path):
-    assert_collected(MODELS[name]().double(), sentences(), tmp_path / "store")
+    model = MODELS[name]().double()
+    assert_collected(model, sentences(), tmp_path / "store")
+    if name not in ("cells", "largest of words"):
+        assert_stepped(model, sentences(), tmp_path / "steps", train=False)

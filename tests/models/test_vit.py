@@ -3,7 +3,7 @@
 import transformers
 
 from tests.models.batches import CLASSES, of_classes, pictures
-from tests.models.loop import assert_collected
+from tests.models.loop import assert_collected, assert_stepped
 
 
 def test_classes_of_pictures(tmp_path):
@@ -15,3 +15,4 @@ def test_classes_of_pictures(tmp_path):
     batches = [(size, {"pixel_values": inputs, "labels": classes}) for size, (inputs, classes) in pictures()]
     assert_collected(model, batches, tmp_path / "store", of_classes)
     assert_collected(model, batches, tmp_path / "default", loop=of_classes)
+    assert_stepped(model, batches, tmp_path / "steps", of_classes, train=False)
