@@ -123,14 +123,27 @@ def train(rank, path, find_unused, static_graph, accumulate, record=True):
     return expected, dict(model.module.state_dict())
 
 
-def fail(rank, path, failure):
-    """A checkpoint and a collection that are well, then one in which the last rank fails, and what is raised then."""
+def collect_few(rank, path, wrap=True):
+    """Fewer samples than ranks, of which rank 0 has none."""
+    words, targets = data()
+    with recorder(ddp(network()) if wrap else network(), path) as made:
+        made.checkpoint()
+        return made.collect(TensorDataset(words[:2], targets[:2]), "train", METADATA)
+
+
+def collect_nothing(rank, path):
+    with recorder(ddp(network()), path) as made:
+        made.checkpoint()
+        made.collect([], "train")
+
+
+def fail(rank, path, failing, failure):
+    """A checkpoint and a collection that are well, then one in which a rank fails."""
     model = ddp(network())
-    last = torch.distributed.get_world_size() - 1
 
     def share():
-        for number, pair in enumerate(pairs(np.arange(SAMPLES)[rank :: last + 1])):
-            yield failure(*pair) if (rank, number) == (last, 1) else pair
+        for number, pair in enumerate(pairs(np.arange(SAMPLES)[rank :: torch.distributed.get_world_size()])):
+            yield failure(*pair) if (rank, number) == (failing, 1) else pair
 
     with recorder(model, path) as made:
         made.checkpoint()

@@ -96,22 +96,37 @@ def test_a_step_has_the_gradients_of_each_ranks_own_loss(find_unused, static_gra
     assert [each["reduction"] for each in steps] == reductions
 
 
+def test_ranks_without_samples_wait_for_the_others(tmp_path):
+    runs.collect_few(0, tmp_path / "alone", wrap=False)
+    assert values(run(runs.collect_few, 3, tmp_path / "run", tmp_path / "store")) == [2, 2, 2]
+    assert_same(tmp_path / "store", tmp_path / "alone")
+    for outcome in run(runs.collect_nothing, 2, tmp_path / "nothing", tmp_path / "empty"):
+        assert "holds no samples" in str(outcome.error)
+
+
 @pytest.mark.parametrize(
-    "failure, kind, text",
+    "failing, failure, kind, text",
     [
-        (runs.broken, errors.RecordingError, "Rank 2 could not go on, .* FloatingPointError: the third word is broken"),
-        (runs.interrupted, errors.RecordingError, "Rank 2 could not go on, .* KeyboardInterrupt"),
-        (runs.killed, errors.RecordingError, "Another rank has ended, .* What was not committed"),
-        (runs.empty, errors.BatchError, "Rank 2 could not go on, .* A batch is empty"),
-        (runs.anothers, errors.SampleIdError, "Sample 0 of split 'train' comes from ranks 0 and 2"),
+        (0, runs.killed, errors.RecordingError, "Another rank has ended"),
+        (
+            2,
+            runs.broken,
+            errors.RecordingError,
+            "Rank 2 could not go on, .* FloatingPointError: the third word",
+        ),
+        (2, runs.interrupted, errors.RecordingError, "Rank 2 could not go on, .* KeyboardInterrupt"),
+        (2, runs.killed, errors.RecordingError, "Another rank has ended, .* What was not committed"),
+        (2, runs.empty, errors.BatchError, "Rank 2 could not go on, .* A batch is empty"),
+        (2, runs.anothers, errors.SampleIdError, "Sample 0 of split 'train' comes from ranks 0 and 2"),
     ],
 )
-def test_a_collection_is_of_all_ranks_or_of_none(failure, kind, text, tmp_path):
-    outcomes = run(runs.fail, 3, tmp_path / "run", tmp_path / "store", failure)
-    for outcome in outcomes[:2]:
+def test_a_collection_is_of_all_ranks_or_of_none(failing, failure, kind, text, tmp_path):
+    outcomes = run(runs.fail, 3, tmp_path / "run", tmp_path / "store", failing, failure)
+    failed = outcomes.pop(failing)
+    for outcome in outcomes:
         assert type(outcome.error) is kind
         assert re.search(text, str(outcome.error))
-    assert outcomes[2].exit == (-9 if failure is runs.killed else 0)
+    assert failed.exit == (-9 if failure is runs.killed else 0)
     assert {each.split for each in Store.open(tmp_path / "store").manifest.collections} == {"validation"}
     assert len(contents(tmp_path / "store")) == runs.SAMPLES
     assert not list((tmp_path / "store" / "recording").iterdir()) or failure is runs.killed
