@@ -11,23 +11,9 @@ from torch.nn import functional as F
 from metaql.storage.recording.losses import ModelLosses
 from metaql.storage.recording.sample_gradients import CAPTURED, SampleGradients
 from tests.recording.reference import assert_close, by_loop, split_by_parameter
+from tests.recording.using import Using, numbers
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
-
-
-class Using(nn.Module):
-    """Calls a function with its parameters and the inputs, and makes three logits a sample of what comes out."""
-
-    def __init__(self, function, axis=0, **parameters):
-        super().__init__()
-        self.function, self.axis = function, axis
-        for name, value in parameters.items():
-            self.register_parameter(name, nn.Parameter(value))
-
-    def forward(self, *inputs):
-        out = self.function(self, *inputs).movedim(self.axis, 0)
-        flat = torch.sin(3 * out).reshape(len(out), -1)
-        return torch.stack([flat.mean(1), flat.square().mean(1), flat[:, 0]], dim=1) * 3
 
 
 def captured(model, inputs, samples, losses=None, loop=by_loop):
@@ -39,10 +25,6 @@ def captured(model, inputs, samples, losses=None, loop=by_loop):
     (plan,) = source._plans.values()
     assert set(plan.routes.values()) == {CAPTURED}, plan.routes
     return {layer.name: layer for layer in source.layers}
-
-
-def numbers(*shape):
-    return torch.randn(shape, dtype=torch.float64)
 
 
 PRODUCTS = {

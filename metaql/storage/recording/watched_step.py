@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from metaql.storage.recording.alignment import Alignment, align_backwards, probes
 from metaql.storage.recording.capture import Capture, CapturedUse
+from metaql.storage.recording.ends import Ends
 
 
 @contextmanager
@@ -92,6 +93,7 @@ class WatchedStep(Capture):
         self._mixing = mixing
         self._around_probes = around_probes
         self._path: list[_Place] = []
+        self._ends = Ends(samples)
         self._handles: list[RemovableHandle] = []
         self._probing = False
 
@@ -124,10 +126,14 @@ class WatchedStep(Capture):
         if func is torch.Tensor.backward and self.uses and (self.rows.by_data or self._unsettled(self.signature)):
             # The last moment at which the graph is whole.
             self._probing = True
+            for end in self._ends.of(args[0]):
+                self._note_place(end, _leading_axes(end.shape, self.samples))
             with self._around_probes():
                 self.alignments = self._align()
             self._probing = False
-        return super().__torch_function__(func, _types, args, kwargs)
+        output = super().__torch_function__(func, _types, args, kwargs)
+        self._ends.note((*args, *(kwargs or {}).values()), output)
+        return output
 
     def _watch(self, captured: CapturedUse, output: Tensor) -> None:
         place = len(self.dys)
@@ -156,8 +162,11 @@ class WatchedStep(Capture):
     def _note_landmark(self, output: Any) -> None:
         """Rows that were moved have to be the samples again: tells a permutation that ends after the last use."""
         if isinstance(output, Tensor) and output.requires_grad and self.samples in output.shape:
-            edge = get_gradient_edge(output)
-            self._path.append(_Place(edge, tuple(range(output.dim())), output.shape, output.dtype, output.device, None))
+            self._note_place(output, tuple(range(output.dim())))
+
+    def _note_place(self, output: Tensor, axes: tuple[int, ...]) -> None:
+        edge = get_gradient_edge(output)
+        self._path.append(_Place(edge, axes, output.shape, output.dtype, output.device, None))
 
     def _align(self) -> list[Alignment | None]:
         """The alignment of each use, traced through all places of the forward pass."""
@@ -174,3 +183,9 @@ class WatchedStep(Capture):
         shapes = [place.leading for place in self._path]
         found = align_backwards(shapes, self.samples, gradients_from, tried, self._mixing)
         return [way for way, place in zip(found, self._path, strict=True) if place.use is not None]
+
+
+def _leading_axes(shape: torch.Size, samples: int) -> tuple[int, ...]:
+    """All dimensions but the last, which holds classes, where samples can be in those."""
+    first = range(max(len(shape) - 1, 1))
+    return tuple(first if any(shape[axis] % samples == 0 for axis in first) else range(len(shape)))

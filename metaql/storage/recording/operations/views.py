@@ -20,7 +20,8 @@ def root(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter) or not tensor._is_view():
         return tensor
     base = tensor._base
-    if not isinstance(base, nn.Parameter) or tensor.dtype != base.dtype or not tensor.requires_grad:
+    # One made under no_grad says that it requires a gradient, and passes none on.
+    if not isinstance(base, nn.Parameter) or tensor.dtype != base.dtype or tensor.grad_fn is None:
         return tensor
     repeats = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor if repeats or tensor.is_neg() or tensor.is_conj() else base
