@@ -156,7 +156,7 @@ class Capture(TorchFunctionMode):
             self._copies |= {id(each): each for each in tensors_in([output]) if is_parameter(each)}
 
     def _makes_gradients(self, output: Any) -> bool:
-        return any(each.requires_grad and not self._tracked([each]) for each in tensors_in([output]))
+        return any(each.grad_fn is not None and not self._tracked([each]) for each in tensors_in([output]))
 
 
 def may_permute_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from metaql.storage.recording.row_moves import tensors_in
 
@@ -34,18 +34,25 @@ class Ends:
     def of(self, loss: Tensor) -> list[Tensor]:
         """Those that the loss depends on, and by no other of them."""
         ends: list[Tensor] = []
-        rest = _reached(loss, [each for each in self._open.values() if each is not loss])
+        used = _nodes_below(loss)
+        rest = [each for each in self._open.values() if each.grad_fn in used and each is not loss]
         while rest:
             *rest, last = rest
-            ends.append(last)
-            below = _reached(last, rest)
-            rest = [each for each in rest if not any(each is other for other in below)]
+            below = _nodes_below(last)
+            # To run this node would start the ranks' exchange of gradients.
+            if not any("DDPSink" in node.name() for node in below):
+                ends.append(last)
+                rest = [each for each in rest if each.grad_fn not in below]
         return ends[::-1]
 
 
-def _reached(output: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Which of these the output depends on."""
-    if not tensors:
-        return []
-    gradients = torch.autograd.grad(output, tensors, torch.ones_like(output), retain_graph=True, allow_unused=True)
-    return [each for each, gradient in zip(tensors, gradients, strict=True) if gradient is not None]
+def _nodes_below(output: Tensor) -> set[Node]:
+    """All of the graph that the output comes from."""
+    nodes: set[Node] = set()
+    waiting = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            waiting += [each for each, _ in node.next_functions]
+    return nodes
