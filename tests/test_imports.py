@@ -74,3 +74,34 @@ def test_heavy_modules_wait(statement: str, absent: set[str]) -> None:
     code = f"{statement}; import sys; print(*sorted(set(sys.modules) & {absent!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert done.stdout.split() == []
+
+
+RECORD_AND_ASK = """
+import sys, torch, metaql
+with metaql.Recorder(torch.nn.Linear(3, 2), sys.argv[1]) as recorder:
+    recorder.checkpoint(torch.optim.SGD(torch.nn.Linear(3, 2).parameters(), lr=0.1))
+    for split in ("train", "validation"):
+        recorder.collect([(torch.arange(4), (torch.randn(4, 3), torch.randint(0, 2, (4,))))], split)
+with metaql.connect(sys.argv[1]) as db:
+    pair = "inner_product(t.gradient, v.gradient)"
+    for query in (
+        f"SELECT t.sample_id, v.sample_id, {pair} AS s FROM train t, validation v",
+        f"SELECT t.sample_id, avg({pair}) AS s FROM train t, validation v GROUP BY ALL ORDER BY s LIMIT 2",
+        f"SELECT {pair} AS s FROM train t, validation v QUALIFY row_number() OVER (ORDER BY s) < 3",
+        "SELECT cosine_similarity(gradient, gradient), norm(gradient) FROM train",
+        "SELECT * FROM p2b()",
+        "SELECT * EXCLUDE gradient FROM gradients",
+    ):
+        assert db.sql(query).fetchall()
+    for relation in ("samples", "checkpoints", "layers", "outputs"):
+        assert db.sql(f"FROM {relation}").fetchall()
+print("pandas" in sys.modules)
+"""
+
+
+def test_recording_and_asking_do_without_pandas(tmp_path: Path) -> None:
+    # pyarrow imports it behind our back, which takes longer than all of this.
+    pytest.importorskip("pandas")
+    command = [sys.executable, "-c", RECORD_AND_ASK, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.split() == ["False"]

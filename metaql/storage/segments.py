@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from metaql.storage.arrow_arrays import as_numpy
 from metaql.storage.forms import DIFFERING
 from metaql.storage.manifest import DataFile
 from metaql.storage.mapped_file import MappedFile, StoreFolder
@@ -127,7 +128,7 @@ def _open_files() -> int:
 def _load(file: MappedFile, source: Source, number: int) -> Columns:
     batch = file.batch(number)
     if source.form == DIFFERING:
-        offsets = batch.column(0).offsets.to_numpy(zero_copy_only=True)
+        offsets = as_numpy(batch.column(0).offsets)
         return Columns(file, tuple(_matrix(column.values) for column in batch.columns), offsets)
     return Columns(file, tuple(_matrix(column) for column in batch.columns), None)
 

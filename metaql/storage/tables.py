@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metaql.storage.arrow_arrays import primitive
+from metaql.storage.arrow_arrays import as_numpy, column, empty, primitive, repeated
 from metaql.storage.forms import FLOAT_BYTES, index_type, prefix_width, suffix_row_width
 from metaql.storage.manifest import Collection, Segment
 from metaql.storage.row_writer import ROW_SCHEMA
@@ -78,15 +78,15 @@ def embeddings(store: Store) -> Any:
     """collection, layer: a row for each module whose outputs a collection keeps."""
     kept = [(one.number, each.layer) for one in store.manifest.collections for each in one.embeddings]
     numbers, layers = zip(*kept, strict=True) if kept else ((), ())
-    return pa.table([pa.array(numbers, pa.int64()), pa.array(layers, pa.string())], names=["collection", "layer"])
+    return pa.table([column(numbers, pa.int64()), column(layers, pa.string())], names=["collection", "layer"])
 
 
 def samples(store: Store) -> Any:
     """sample_id, split and the user's columns: a row for each sample, the newest value of a column that is given."""
     splits = dict.fromkeys(one.split for one in store.manifest.collections)
     tables = [_samples_of(store, split) for split in splits]
-    empty = pa.schema([_KEYS.field("sample_id"), _KEYS.field("split")]).empty_table()
-    return pa.concat_tables([empty, *tables], promote_options="permissive")
+    none = empty(pa.schema([_KEYS.field("sample_id"), _KEYS.field("split")]))
+    return pa.concat_tables([none, *tables], promote_options="permissive")
 
 
 def checkpoints(store: Store) -> Any:
@@ -94,8 +94,8 @@ def checkpoints(store: Store) -> Any:
     saved = store.manifest.checkpoints
     names = dict.fromkeys(["epoch", "learning_rate", *(name for one in saved for name in one.settings)])
     columns = {
-        "checkpoint": pa.array([one.number for one in saved], pa.int64()),
-        "step": pa.array([one.step for one in saved], pa.int64()),
+        "checkpoint": column([one.number for one in saved], pa.int64()),
+        "step": column([one.step for one in saved], pa.int64()),
     }
     columns |= {name: _setting([one.settings.get(name) for one in saved]) for name in names if name not in columns}
     return pa.table(columns)
@@ -105,12 +105,20 @@ def steps(store: Store) -> Any:
     """The optimizer's settings at each step of a recorded trajectory."""
     files = [one.steps for one in store.manifest.collections if one.steps]
     tables = [store.table(file) for file in files]
-    return pa.concat_tables([STEPS.empty_table(), *tables], promote_options="permissive")
+    return pa.concat_tables([empty(STEPS), *tables], promote_options="permissive")
 
 
 def layers(store: Store) -> Any:
     """What is recorded, a row a layer; ``factored_bytes`` and ``full_bytes`` are those of one sample."""
-    return pa.Table.from_pylist([_layer(store, layer) for layer in store.layers], _LAYERS)
+    rows = [_layer(store, layer) for layer in store.layers]
+    lists = _LAYERS.field("parameters")
+    columns = [
+        _lists([row[field.name] for row in rows])
+        if field == lists
+        else column([row[field.name] for row in rows], field.type)
+        for field in _LAYERS
+    ]
+    return pa.table(columns, schema=_LAYERS)
 
 
 def _rows(store: Store, collection: Collection, schema: Any) -> Any:
@@ -118,12 +126,13 @@ def _rows(store: Store, collection: Collection, schema: Any) -> Any:
     table = store.table(collection.row_file)
     first, count = collection.first_row, collection.rows
     # A split's name is stored once for a collection, not once for a row.
-    split = pa.DictionaryArray.from_arrays(primitive(np.zeros(count, np.int8), pa.int8()), [collection.split])
+    names = column([collection.split], pa.string())
+    split = pa.DictionaryArray.from_arrays(primitive(np.zeros(count, np.int8), pa.int8()), names)
     added = {
         "row": primitive(np.arange(first, first + count, dtype=np.int64), pa.int64()),
         "split": split,
-        "checkpoint": pa.repeat(pa.scalar(collection.checkpoint, pa.int64()), count),
-        "collection": pa.repeat(pa.scalar(collection.number, pa.int64()), count),
+        "checkpoint": repeated(collection.checkpoint, pa.int64(), count),
+        "collection": repeated(collection.number, pa.int64(), count),
     }
     columns = [added[name] if name in added else table.column(name) for name in schema.names]
     return pa.table(columns, names=schema.names)
@@ -132,16 +141,16 @@ def _rows(store: Store, collection: Collection, schema: Any) -> Any:
 def _concat(tables: list[Any], schema: Any) -> Any:
     dictionary = pa.dictionary(pa.int8(), pa.string())
     place = schema.get_field_index("split")
-    return pa.concat_tables([schema.set(place, pa.field("split", dictionary)).empty_table(), *tables])
+    return pa.concat_tables([empty(schema.set(place, pa.field("split", dictionary))), *tables])
 
 
 def _samples_of(store: Store, split: str) -> Any:
     collections = [one for one in store.manifest.collections if one.split == split]
-    chunks = [store.table(one.row_file).column("sample_id").to_numpy() for one in collections]
+    chunks = [as_numpy(store.table(one.row_file).column("sample_id")) for one in collections]
     ids = np.unique(np.concatenate(chunks))
     metadata = [store.table(one.metadata) for one in collections if one.metadata]
     names = dict.fromkeys(name for table in metadata for name in table.column_names if name != "sample_id")
-    columns = {"sample_id": primitive(ids, pa.int64()), "split": pa.repeat(split, len(ids))}
+    columns = {"sample_id": primitive(ids, pa.int64()), "split": repeated(split, pa.string(), len(ids))}
     columns |= {name: _newest(ids, [table for table in metadata if name in table.column_names], name) for name in names}
     return pa.table(columns)
 
@@ -151,13 +160,13 @@ def _newest(ids: Array, tables: list[Any], name: str) -> Any:
     chosen = np.full(len(ids), -1, dtype=np.int64)
     before = 0
     for table in tables:
-        given = np.flatnonzero(pc.is_valid(table.column(name)).to_numpy())
-        place, known = _places(ids, table.column("sample_id").to_numpy()[given])
+        given = np.flatnonzero(as_numpy(pc.is_valid(table.column(name))))
+        place, known = _places(ids, as_numpy(table.column("sample_id"))[given])
         chosen[place] = before + given[known]
         before += table.num_rows
     parts = [table.select([name]).unify_dictionaries() for table in tables]
     values = pa.concat_tables(parts, promote_options="permissive").column(name)
-    return values.take(pa.array(chosen, mask=chosen < 0))
+    return values.take(primitive(chosen, pa.int64(), chosen >= 0))
 
 
 def _places(ids: Array, wanted: Array) -> tuple[Array, Array]:
@@ -174,11 +183,20 @@ def _setting(values: list[Any]) -> Any:
         return pa.nulls(len(values), pa.float64())
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         whole = all(value is None or isinstance(value, int) for value in values)
-        return pa.array(values, pa.int64() if whole else pa.float64())
+        return column(values, pa.int64() if whole else pa.float64())
+    for kind, plain in ((bool, pa.bool_()), (str, pa.string())):
+        if all(value is None or isinstance(value, kind) for value in values):
+            return column(values, plain)
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None else json.dumps(value) for value in values])
+        return column([None if value is None else json.dumps(value) for value in values], pa.string())
+
+
+def _lists(values: list[list[str]]) -> Any:
+    offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
+    flat = [value for each in values for value in each]
+    return pa.ListArray.from_arrays(primitive(offsets, pa.int32()), column(flat, pa.string()))
 
 
 def _layer(store: Store, layer: Layer) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from metaql.errors import QueryError
+from metaql.storage.arrow_arrays import as_numpy, column, truths
 from metaql.udfs import references
 from metaql.udfs.definitions import combine
 from metaql.udfs.function import Function, conjunction, one_thread
@@ -45,7 +46,7 @@ def _aggregate(session: Session, name: str, average: bool) -> Function:
                     numbers[place], mask[place] = number, True
         count = int(mask.sum())
         stores = np.full(count, session.id, dtype=np.int64)
-        return references.write(stores, numbers[mask], pa.array([""] * count, pa.string()), mask)
+        return references.write(stores, numbers[mask], column([""] * count, pa.string()), mask)
 
     return Function(name, (f"{WEIGHTED}[]",), GRADIENT, evaluate)
 
@@ -58,13 +59,13 @@ def _combined(session: Session, groups: pa.ListArray, place: int, average: bool)
     entries = groups.values.slice(begin, end - begin)
     gradients, weights = entries.flatten()
     children, there = references.parts(gradients)
-    present = weights.is_valid().to_numpy(zero_copy_only=False) if weights.null_count else None
+    present = as_numpy(weights.is_valid()) if weights.null_count else None
     mask = conjunction(there, present)
     if mask is not None:
-        weights = weights.filter(pa.array(mask))
+        weights = weights.filter(truths(mask))
     if len(weights) == 0:
         return None
-    values = weights.to_numpy()
+    values = as_numpy(weights)
     if np.isinf(values).any():
         raise QueryError("a weight in an average or a sum of gradients is infinite: leave such rows out (isfinite)")
     found = references.read(children, mask)

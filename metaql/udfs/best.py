@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from metaql.errors import QueryError
+from metaql.storage.arrow_arrays import primitive
 from metaql.udfs.crossed import Tile, tiles
 from metaql.udfs.function import Function, one_thread
 from metaql.udfs.references import GRADIENT, Bools, Floats, array
@@ -44,8 +45,8 @@ def best(session: Session) -> Function:
         )
         order = np.argsort(rows, kind="stable")
         offsets = np.concatenate([[0], np.bincount(rows, minlength=len(gradients)).cumsum()])
-        values = pa.array(scores[order], mask=~known[order].astype(np.bool_))
-        pairs = pa.StructArray.from_arrays([pa.array(members[order] + 1), values], ["member", "score"])
+        values = primitive(scores[order], pa.float64(), known[order].astype(np.bool_))
+        pairs = pa.StructArray.from_arrays([primitive(members[order] + 1, pa.int64()), values], ["member", "score"])
         return as_lists(offsets, pairs, lists)
 
     return Function(BEST, ("VARCHAR", GRADIENT, "BIGINT", "BIGINT", "VARCHAR"), f"{PAIR}[]", evaluate)

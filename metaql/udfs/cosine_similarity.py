@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metaql.storage.arrow_arrays import primitive
 from metaql.udfs.function import Function, both, one_thread
 from metaql.udfs.references import GRADIENT
 from metaql.udfs.scoring import inner_products, squared_norms
@@ -28,9 +29,9 @@ def cosine_similarity(session: Session) -> Function:
         known = lengths > 0
         cosines = np.clip(np.divide(products, lengths, where=known, out=np.zeros_like(products)), -1, 1)
         result = np.zeros(known.size if mask is None else mask.size)
-        null = np.ones(result.size, dtype=np.bool_)
+        there = np.zeros(result.size, dtype=np.bool_)
         places = slice(None) if mask is None else mask
-        result[places], null[places] = cosines, ~known
-        return pa.array(result, mask=null)
+        result[places], there[places] = cosines, known
+        return primitive(result, pa.float64(), there)
 
     return Function("cosine_similarity", (GRADIENT, GRADIENT), "DOUBLE", evaluate)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from metaql.errors import QueryError
+from metaql.storage.arrow_arrays import as_numpy, primitive
 from metaql.udfs import references
 from metaql.udfs.references import Bools, Floats, Ints, References
 from metaql.udfs.rows import Rows
@@ -39,12 +40,17 @@ def tiles(session: Session, measure: Any, gradients: Any, lists: Any) -> list[Ti
     numbers = references.array(lists)
     children, there = references.parts(references.array(gradients))
     session.counters.add(calls=1)
+    there_is_list = np.flatnonzero(as_numpy(numbers.is_valid()))
+    list_numbers = as_numpy(numbers.drop_null())
     found = []
     for number in numbers.unique().drop_null().to_pylist():
-        rows = np.flatnonzero(numbers.to_numpy(zero_copy_only=False) == number)
+        rows = there_is_list[list_numbers == number]
         some, mask = children, there
         if len(rows) < len(numbers):
-            some, mask = [child.take(pa.array(rows)) for child in children], None if there is None else there[rows]
+            some, mask = (
+                [child.take(primitive(rows, pa.int64())) for child in children],
+                None if there is None else there[rows],
+            )
         found.append(Tile(rows, *_scored(session, measure, references.read(some, mask), mask, number)))
     return found
 

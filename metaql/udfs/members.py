@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from metaql.errors import ReferenceError
+from metaql.storage.arrow_arrays import column
 from metaql.udfs import references
 from metaql.udfs.function import Function
 from metaql.udfs.references import GRADIENT, Bools, References
@@ -65,7 +66,7 @@ def members(session: Session) -> Function:
 
     def evaluate(lists: Any) -> pa.Array:
         lists = references.array(lists)
-        return pa.array([_added(session, lists, place) for place in range(len(lists))], pa.int64())
+        return column([_added(session, lists, place) for place in range(len(lists))], pa.int64())
 
     return Function(MEMBERS, (f"{GRADIENT}[]",), "BIGINT", evaluate)
 

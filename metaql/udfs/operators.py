@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from metaql.errors import QueryError, UnknownNameError
+from metaql.storage.arrow_arrays import column
 from metaql.udfs import references
 from metaql.udfs.function import Function
 from metaql.udfs.quoting import literal, quoted
@@ -82,8 +83,8 @@ def returns_sql(operator: Operator, session: Session) -> Function:
 
     # DuckDB counts the parameters.
     def evaluate(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> pa.Array:
-        calls = zip(*(references.array(column).to_pylist() for column in (a, b, c, d, e, f, g)), strict=True)
-        return pa.array([text(*call) for call in calls], pa.string())
+        calls = zip(*(references.array(each).to_pylist() for each in (a, b, c, d, e, f, g)), strict=True)
+        return column([text(*call) for call in calls], pa.string())
 
     def text(schema: str, relations: list[str], search_path: str, *arguments: Any) -> str:
         own = () if f"{schema}.main" in search_path.replace('"', "").split(",") else tuple(relations)

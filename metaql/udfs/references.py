@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from metaql.storage.arrow_arrays import as_numpy, primitive, truths
+
 GRADIENT = 'STRUCT(store BIGINT, "row" BIGINT, layers VARCHAR)'
 ARROW_TYPE = pa.struct([("store", pa.int64()), ("row", pa.int64()), ("layers", pa.string())])
 
@@ -86,18 +88,18 @@ def parts(values: pa.StructArray) -> tuple[list[pa.Array], Bools | None]:
         return children, None
     mask = np.ones(len(values), dtype=np.bool_)
     for child in children:
-        mask &= child.is_valid().to_numpy(zero_copy_only=False)
+        mask &= as_numpy(child.is_valid())
     return children, mask
 
 
 def read(children: list[pa.Array], mask: Bools | None) -> References:
     """The references where the mask says, which must leave out the NULL ones."""
     if mask is not None:
-        chosen = pa.array(mask)
+        chosen = truths(mask)
         children = [child.filter(chosen) for child in children]
     store, row, layers = children
     code, patterns = _patterns(layers)
-    return References(store.to_numpy(), row.to_numpy(), code, patterns)
+    return References(as_numpy(store), as_numpy(row), code, patterns)
 
 
 def _patterns(layers: pa.StringArray) -> tuple[Ints | None, tuple[str, ...]]:
@@ -106,7 +108,7 @@ def _patterns(layers: pa.StringArray) -> tuple[Ints | None, tuple[str, ...]]:
         return None, ("",)
     encoded = layers.dictionary_encode()
     patterns = tuple(encoded.dictionary.to_pylist())
-    return None if len(patterns) == 1 else encoded.indices.to_numpy().astype(np.int64), patterns
+    return None if len(patterns) == 1 else as_numpy(encoded.indices).astype(np.int64), patterns
 
 
 def _text_bytes(layers: pa.StringArray) -> int:
@@ -116,18 +118,18 @@ def _text_bytes(layers: pa.StringArray) -> int:
 
 def write(store: Ints, row: Ints, layers: pa.Array, mask: Bools | None = None) -> pa.StructArray:
     """References as Arrow; NULL where the mask (of all rows) is false, the values standing for the others."""
+    numbers = [primitive(values, pa.int64()) for values in (store, row)]
     if mask is None:
-        return pa.StructArray.from_arrays([pa.array(store), pa.array(row), layers], fields=list(ARROW_TYPE))
-    place = pa.array(np.where(mask, np.cumsum(mask) - 1, 0), mask=~mask)
-    children = [values.take(place) for values in (pa.array(store), pa.array(row), layers)]
-    return pa.StructArray.from_arrays(children, fields=list(ARROW_TYPE), mask=pa.array(~mask))
+        return pa.StructArray.from_arrays([*numbers, layers], fields=list(ARROW_TYPE))
+    place = primitive(np.where(mask, np.cumsum(mask) - 1, 0), pa.int64(), mask)
+    children = [values.take(place) for values in (*numbers, layers)]
+    return pa.StructArray.from_arrays(children, fields=list(ARROW_TYPE), mask=truths(~mask))
 
 
 def scatter(values: Floats, mask: Bools | None) -> pa.Array:
     """Scores as a DOUBLE column; NULL where the mask is false."""
     if mask is None:
-        # pa.array would look at each value.
-        return pa.Array.from_buffers(pa.float64(), len(values), [None, pa.py_buffer(values)])
+        return primitive(values, pa.float64())
     result = np.zeros(len(mask))
     result[mask] = values
-    return pa.array(result, mask=~mask)
+    return primitive(result, pa.float64(), mask)

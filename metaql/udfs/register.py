@@ -12,6 +12,7 @@ import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from metaql.errors import QueryError
+from metaql.storage.arrow_arrays import primitive
 from metaql.udfs import references
 from metaql.udfs.aggregates import mean, total
 from metaql.udfs.b2b import B2B
@@ -102,7 +103,7 @@ def _identity(session: Session) -> Function:
     identity = session.id
 
     def evaluate(values: Any) -> pa.Array:
-        return pa.array(np.full(len(references.array(values)), identity, dtype=np.int64))
+        return primitive(np.full(len(references.array(values)), identity, dtype=np.int64), pa.int64())
 
     return Function(_SESSION, ("BIGINT",), "BIGINT", evaluate)
 

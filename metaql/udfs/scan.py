@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metaql.storage.arrow_arrays import primitive, truths
 from metaql.udfs import column, references
 from metaql.udfs.function import Function, one, one_thread
 from metaql.udfs.references import GRADIENT, Floats, References
@@ -35,8 +36,8 @@ def scan(session: Session) -> Function:
                 found.append(_scores(session, stores[place], begins[place], counts[place], vector))
                 lengths[place] = counts[place]
         values = np.concatenate(found) if found else np.zeros(0)
-        offsets = pa.array(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
-        missing = None if mask is None else pa.array(~mask)
+        offsets = primitive(np.concatenate([[0], lengths.cumsum()]).astype(np.int32), pa.int32())
+        missing = None if mask is None else truths(~mask)
         return pa.ListArray.from_arrays(offsets, references.scatter(values, None), mask=missing)
 
     return Function(SCAN, ("BIGINT", "BIGINT", "BIGINT", GRADIENT), "DOUBLE[]", evaluate)

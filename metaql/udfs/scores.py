@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metaql.storage.arrow_arrays import primitive
 from metaql.udfs.crossed import tiles
 from metaql.udfs.function import Function, one_thread
 from metaql.udfs.references import GRADIENT, array, scatter
@@ -45,4 +46,4 @@ def scores(session: Session) -> Function:
 def as_lists(offsets: Any, values: pa.Array, beside: Any) -> pa.ListArray:
     """A column of lists, NULL where the column beside it is."""
     missing = None if not beside.null_count else array(beside).is_null()
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, mask=missing)
+    return pa.ListArray.from_arrays(primitive(offsets.astype(np.int32), pa.int32()), values, mask=missing)
