@@ -139,3 +139,15 @@ def test_steps_need_the_optimizer(optimizer, tmp_path):
         recorder.step(range(4), optimizer),
     ):
         raise AssertionError
+
+
+def test_a_step_is_one_backward_pass(tmp_path):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        metaql.Recorder(model, tmp_path / "store") as recorder,
+        pytest.raises(errors.ModelStateError, match=r"Several backward passes ran inside one recorder.step"),
+        recorder.step(range(12), optimizer),
+    ):
+        for _ in range(2):
+            F.cross_entropy(model(INPUTS), CLASSES).backward()

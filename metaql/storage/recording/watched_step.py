@@ -13,6 +13,7 @@ from torch.amp import GradScaler
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from metaql.errors import ModelStateError
 from metaql.storage.recording.alignment import Alignment, align_backwards, probes
 from metaql.storage.recording.capture import Capture, CapturedUse
 from metaql.storage.recording.ends import Ends
@@ -128,9 +129,18 @@ class WatchedStep(Capture):
             self._probing = True
             for end in self._ends.of(args[0]):
                 self._note_place(end, _leading_axes(end.shape, self.samples))
-            with self._around_probes():
-                self.alignments = self._align()
-            self._probing = False
+            try:
+                with self._around_probes():
+                    self.alignments = self._align()
+            except RuntimeError as error:
+                if all(dy is None for dy in self.dys):
+                    raise
+                raise ModelStateError(
+                    "Several backward passes ran inside one recorder.step(...). Give each its own, with the forward "
+                    "pass and the ids that belong to it."
+                ) from error
+            finally:
+                self._probing = False
         output = super().__torch_function__(func, _types, args, kwargs)
         self._ends.note((*args, *(kwargs or {}).values()), output)
         return output
