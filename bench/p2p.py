@@ -17,7 +17,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 import metaql
+from bench.models import VGG
 from bench.report import Report, require, table
 from bench.stores import layer_bytes
 from bench.timing import Seconds, median, seconds
@@ -236,18 +237,26 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
     return float((found - expected).abs().max()) <= TOLERANCE * float(expected.abs().max())
 
 
-def of_layers(report: Report, folder: Path, images: Workload, texts: Workload, sizes: Sizes) -> None:
-    """Figure 24: the layers of VGG16 and BERT."""
-    convolutions = {f"conv{number}": [images.model.convolution(number)] for number in (1, 7, 13)}
-    heads = {"linear1": ["classifier"]}
-    for workload, layers in (
-        (images, convolutions | heads),
-        (texts, {"attention": attention(0), "query": attention(0)[:1]} | heads),
-    ):
-        modules = list(dict.fromkeys(name for each in layers.values() for name in each))
-        store = record(workload, folder / workload.name, modules, sizes)
-        for name, each in layers.items():
-            measure(report, Case(f"{workload.name} {name}", workload, store, each, sizes), "layers")
+def of_layers(
+    report: Report, folder: Path, workload: Workload, layers: Mapping[str, Sequence[str]], sizes: Sizes
+) -> None:
+    """Figure 24: some layers of a network, each a name and its modules."""
+    modules = list(dict.fromkeys(name for each in layers.values() for name in each))
+    store = record(workload, folder / workload.name, modules, sizes)
+    for name, each in layers.items():
+        measure(report, Case(f"{workload.name} {name}", workload, store, each, sizes), "layers")
+
+
+def layers_of_vgg(workload: Workload) -> dict[str, list[str]]:
+    """Three convolutions and the classifier."""
+    model = workload.model
+    assert isinstance(model, VGG)
+    return {f"conv{number}": [model.convolution(number)] for number in (1, 7, 13)} | {"linear1": ["classifier"]}
+
+
+def layers_of_bert() -> dict[str, list[str]]:
+    """The first layer's attention, its query alone, and the classifier."""
+    return {"attention": attention(0), "query": attention(0)[:1], "linear1": ["classifier"]}
 
 
 def of_linear(
@@ -294,13 +303,14 @@ def plot(report: Report) -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4))
     by: dict[str, Callable[[dict[str, Any]], Any]] = {
         "layers": lambda row: row["layer"],
         "widths": lambda row: int(row["layer"].rpartition("x")[2]),
         "samples": lambda row: row["samples"],
     }
-    for axis, (section, place) in zip(axes, by.items(), strict=True):
+    sections = {row["section"]: by[row["section"]] for row in report.rows}
+    figure, axes = pyplot.subplots(1, len(sections), figsize=(5 * len(sections), 4), squeeze=False)
+    for axis, (section, place) in zip(axes[0], sections.items(), strict=True):
         rows = [row for row in report.rows if row["section"] == section]
         for key, label in (
             ("cold", "MetaQL"),
@@ -316,8 +326,8 @@ def plot(report: Report) -> Any:
             axis.tick_params("x", rotation=60)
         else:
             axis.set_xscale("log", base=2)
-    axes[0].set_ylabel("CPU seconds")
-    axes[0].legend()
+    axes[0][0].set_ylabel("CPU seconds")
+    axes[0][0].legend()
     return figure
 
 
@@ -334,7 +344,9 @@ def main() -> int:
     widths = (64, 128, 256, 512, 1024, 2048) if options.full else (64, 256, 1024)
     with tempfile.TemporaryDirectory() as folder:
         texts = bert(total, 16, layers=12 if options.full else 2)
-        of_layers(report, Path(folder), vgg(total), texts, sizes)
+        images = vgg(total)
+        of_layers(report, Path(folder), images, layers_of_vgg(images), sizes)
+        of_layers(report, Path(folder), texts, layers_of_bert(), sizes)
         of_linear(report, Path(folder), widths, [2000], sizes.queries, sizes)
         of_linear(report, Path(folder), [512], [500, 1000, 2000, 4000, 8000], sizes.queries, sizes)
     judge(report)

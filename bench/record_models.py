@@ -70,7 +70,8 @@ class Ways:
 
     def __init__(self, workload: Workload, sizes: Sizes, folder: Path) -> None:
         self.workload, self.sizes, self.folder = workload, sizes, folder
-        self.parts = list(torch.arange(sizes.samples).split(sizes.batch))
+        # As a loader hands them out: what belongs to no sample's gradient is not part of a step.
+        self.batches = [(ids, *workload.batch(ids)) for ids in torch.arange(sizes.samples).split(sizes.batch)]
         self.names = [name for name, each in workload.model.named_parameters() if each.requires_grad]
         # Every update is made and moves nothing, so that all rounds compute the same, at the checkpoint's weights.
         self.optimizer = torch.optim.SGD(workload.model.parameters(), lr=0.0, momentum=0.9)
@@ -91,24 +92,24 @@ class Ways:
 
     def loop(self) -> None:
         """The training loop; dropout is off in both loops, so that they compute the same."""
-        for part in self.parts:
+        for _, inputs, targets in self.batches:
             self.optimizer.zero_grad()
-            self.workload.loss(part).backward()
+            self.workload.loss(inputs, targets).backward()
             self.optimizer.step()
 
     def step(self) -> None:
         """The same, recorded; what is recorded is committed now and then, by itself."""
-        for part in self.parts:
+        for ids, inputs, targets in self.batches:
             self.optimizer.zero_grad()
-            with self.stepping.step(part, self.optimizer):
-                self.workload.loss(part).backward()
+            with self.stepping.step(ids, self.optimizer):
+                self.workload.loss(inputs, targets).backward()
             self.optimizer.step()
 
     def passes(self) -> None:
         """Forward and backward passes alone."""
-        for part in self.parts:
+        for _, inputs, targets in self.batches:
             self.workload.model.zero_grad()
-            self.workload.loss(part).backward()
+            self.workload.loss(inputs, targets).backward()
 
     def collect(self) -> None:
         """The same samples, recorded at a checkpoint, and committed."""
@@ -167,7 +168,7 @@ def is_exact(workload: Workload, store: Store) -> bool:
     """Whether the gradients of the first collection's first and last sample are autograd's."""
     for row in (0, store.manifest.collections[0].rows - 1):
         workload.model.zero_grad()
-        workload.loss(slice(row, row + 1)).backward()
+        workload.loss(*workload.batch(slice(row, row + 1))).backward()
         grads = {name: each.grad for name, each in workload.model.named_parameters() if each.grad is not None}
         for layer in store.layers:
             found = lay_out(layer, store.read(layer, np.array([row])))[0]

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from bench.models import VGG
 from bench.report import Report, require, table
 from bench.stores import layer_bytes
 from bench.workloads import Workload, attention, bert, vgg
@@ -52,7 +53,9 @@ class Row:
 
 def rows_of_vgg(workload: Workload) -> list[Row]:
     """Four layers of VGG16."""
-    convolutions = [(number, workload.model.convolution(number)) for number in (1, 7, 13)]
+    model = workload.model
+    assert isinstance(model, VGG)
+    convolutions = [(number, model.convolution(number)) for number in (1, 7, 13)]
     published = (0.025, 18.0, 578.0)
     rows = [Row(f"conv{number}", [name], paper) for (number, name), paper in zip(convolutions, published, strict=True)]
     return [*rows, Row("linear1", ["classifier"], 9.8)]

@@ -28,14 +28,18 @@ class Workload:
     inputs: Mapping[str, Tensor]
     targets: Tensor
 
-    def loss(self, part: Tensor | slice) -> Tensor:
-        """The mean loss of some samples."""
-        return F.cross_entropy(_logits(self.model(**self._some(part))), self.targets[part])
+    def loss(self, inputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        """The mean loss of a batch."""
+        return F.cross_entropy(_logits(self.model(**inputs)), targets)
+
+    def batch(self, part: Tensor | slice) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs and targets of some samples."""
+        return {name: value[part] for name, value in self.inputs.items()}, self.targets[part]
 
     def batches(self, part: range, size: int) -> list[tuple[Tensor, Any]]:
         """(ids, batch) as a recorder takes them; ids count from 0."""
         places = torch.arange(part.start, part.stop)
-        return [(some - part.start, self._batch(some)) for some in places.split(size)]
+        return [(some - part.start, self._for_recorder(some)) for some in places.split(size)]
 
     def record(
         self, path: Path, splits: Mapping[str, range], layers: Sequence[str] | None, dtype: str = "float32"
@@ -57,22 +61,18 @@ class Workload:
             out = functional_call(self.model, {**fixed, **values}, (), single)
             return F.cross_entropy(_logits(out), target.unsqueeze(0))
 
-        some = slice(part.start, part.stop)
-        inputs = self._some(some)
+        inputs, targets = self.batch(slice(part.start, part.stop))
         if "attention_mask" in inputs:
             # transformers looks into a mask of two dimensions, which vmap does not allow; one of four it leaves alone.
             inputs["attention_mask"] = _every_pair(inputs["attention_mask"])
         # The fused attention has no rule for vmap, which would fall back to a loop.
         with sdpa_kernel(SDPBackend.MATH):
-            found = vmap(grad(loss), in_dims=(None, 0, 0))(chosen, inputs, self.targets[some])
+            found = vmap(grad(loss), in_dims=(None, 0, 0))(chosen, inputs, targets)
         return torch.cat([found[name].flatten(1) for name in parameters], dim=1)
 
-    def _some(self, part: Tensor | slice) -> dict[str, Tensor]:
-        return {name: value[part] for name, value in self.inputs.items()}
-
-    def _batch(self, places: Tensor) -> Any:
-        some, targets = self._some(places), self.targets[places]
-        return (*some.values(), targets) if len(some) == 1 else {**some, "labels": targets}
+    def _for_recorder(self, places: Tensor) -> Any:
+        inputs, targets = self.batch(places)
+        return (*inputs.values(), targets) if len(inputs) == 1 else {**inputs, "labels": targets}
 
 
 def vgg(samples: int, width: int = 64, **settings: Any) -> Workload:
