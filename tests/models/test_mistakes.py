@@ -144,10 +144,14 @@ def test_steps_need_the_optimizer(optimizer, tmp_path):
 def test_a_step_is_one_backward_pass(tmp_path):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def twice():
+        for _ in range(2):
+            F.cross_entropy(model(INPUTS), CLASSES).backward()
+
     with (
         metaql.Recorder(model, tmp_path / "store") as recorder,
         pytest.raises(errors.ModelStateError, match=r"Several backward passes ran inside one recorder.step"),
         recorder.step(range(12), optimizer),
     ):
-        for _ in range(2):
-            F.cross_entropy(model(INPUTS), CLASSES).backward()
+        twice()
