@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from bench.peers.case import Case, last_layer
 from bench.peers.way import LAST_WEIGHT, Ask, Way
 
-BATCH = 500
+BATCH = 100
 
 
 def _arguments(case: Case, folder: Path) -> dict[str, Any]:
@@ -43,6 +43,6 @@ def fast(case: Case, folder: Path) -> Ask:
 
 
 WAYS = [
-    Way("captum TracInCP", "captum", tracin, ("captum.influence",), "sample_wise_grads_per_batch, batches of 500"),
-    Way("captum TracInCPFast", "captum", fast, ("captum.influence",), "batches of 500", LAST_WEIGHT),
+    Way("captum TracInCP", "captum", tracin, ("captum.influence",), f"sample_wise_grads_per_batch, batches of {BATCH}"),
+    Way("captum TracInCPFast", "captum", fast, ("captum.influence",), f"batches of {BATCH}", LAST_WEIGHT),
 ]

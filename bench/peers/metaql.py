@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.peers.case import Case, batches, last_layer
 from bench.peers.way import ALL, LAST, Ask, Way
 
-BATCH = 500
+BATCH = 100
 PAIRS = """
 SELECT t.sample_id, v.sample_id AS query_id, inner_product(t.gradient, v.gradient) AS score
 FROM train t, "query{}" v
@@ -88,13 +88,13 @@ def _way(name: str, start: Any, settings: str, covers: str = ALL, ten_best: bool
 RECORDED, NEW, NEW_LAST = "MetaQL, recorded already", "MetaQL, new query samples", "MetaQL, last layer, new samples"
 
 WAYS = [
-    _way(NEW, partial(newcomers, covers=ALL), "batches of 500; each query records its samples, connects and asks"),
+    _way(NEW, partial(newcomers, covers=ALL), f"batches of {BATCH}; each query records its samples, connects and asks"),
     _way(
         "MetaQL, first time on this machine",
         first_time,
         "as new query samples; the constants of the cost formulas are measured first, once for each machine",
     ),
-    _way(RECORDED, partial(recorded, query=PAIRS), "batches of 500; cold records both sets of query samples"),
+    _way(RECORDED, partial(recorded, query=PAIRS), f"batches of {BATCH}; cold records both sets of query samples"),
     _way(
         "MetaQL, ten best of each",
         partial(recorded, query=PAIRS + BEST),
