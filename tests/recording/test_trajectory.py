@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import metaql
 from metaql import errors
 from metaql.storage import tables
-from metaql.storage.recording import trajectory
+from metaql.storage.recording import trajectory, watched_step
 from metaql.storage.store import Store
 from tests.recording.reference import assert_close, by_loop, gradients_of_rows
 
@@ -225,3 +225,31 @@ def test_an_index_that_keeps_samples_in_their_places(tmp_path):
 
     data = torch.randint(0, 11, (20, 5)), torch.randint(0, 3, (20,))
     assert_steps(tmp_path / "store", train(Last().double(), data, tmp_path / "store"))
+
+
+class Positions(nn.Module):
+    """Looks a row's place up in a buffer, as transformers do; batch norm counts its batches in another."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("order", torch.arange(8).expand(1, -1))
+        self.register_buffer("turned", torch.arange(8).flip(0).expand(1, -1))
+        self.places, self.norm, self.head = nn.Embedding(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        places = torch.gather(self.turned.expand(len(x), -1), 1, self.order.expand(len(x), -1))
+        h = self.places(places[:, : x.shape[1]]) * x.unsqueeze(2)
+        return self.head(self.norm(h.sum(1)))
+
+
+def test_rows_that_buffers_move_are_found_once(tmp_path, monkeypatch):
+    found = []
+    align = watched_step.align_backwards
+    monkeypatch.setattr(watched_step, "align_backwards", lambda *given: found.append(1) or align(*given))
+    model = Positions().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with metaql.Recorder(model, tmp_path / "store", dtype="float64") as recorder:
+        for _ in range(3):
+            with recorder.step(range(5), optimizer):
+                F.cross_entropy(model(torch.randn(5, 6).double()), torch.randint(0, 3, (5,))).backward()
+    assert len(found) == 1

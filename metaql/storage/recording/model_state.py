@@ -76,6 +76,13 @@ def mixes_samples(model: nn.Module) -> bool:
     return any(module.training and _mixes(module) for module in model.modules())
 
 
+def unchanging(model: nn.Module) -> list[Tensor]:
+    """The model's own tensors that a pass leaves as they are: all but what batch norm counts and averages."""
+    modules = [module for module in model.modules() if not _mixes(module)]
+    buffers = [each for module in modules for each in module.buffers(recurse=False)]
+    return [*model.parameters(), *buffers]
+
+
 def _mixes(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 

@@ -22,6 +22,7 @@ from metaql.storage.recording.aligned import AlignedUse, mixtures
 from metaql.storage.recording.alignment import Alignment, candidates
 from metaql.storage.recording.batches import integer_ids
 from metaql.storage.recording.layering import form_layers
+from metaql.storage.recording.model_state import unchanging
 from metaql.storage.recording.optimizers import step_settings
 from metaql.storage.recording.sample_blocks import make_block, require_finite, require_same_form
 from metaql.storage.recording.self_check import disagreeing, exceeds_rounding, shares
@@ -90,6 +91,7 @@ class Trajectory:
         watched = WatchedStep(
             self._parameters,
             len(ids),
+            unchanging(self._wrapped),
             unsettled=lambda signature: signature not in self._alignments,
             mixing=mixing,
             around_probes=lambda: unaveraged(self._wrapped),

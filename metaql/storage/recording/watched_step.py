@@ -81,11 +81,12 @@ class WatchedStep(Capture):
         self,
         parameters: Mapping[str, nn.Parameter],
         samples: int,
+        constants: Sequence[Tensor],
         unsettled: Callable[[tuple[Any, ...]], bool],
         mixing: bool,
         around_probes: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        super().__init__(parameters, samples, on_use=self._watch, on_move=self._note_landmark)
+        super().__init__(parameters, samples, constants, on_use=self._watch, on_move=self._note_landmark)
         self.dys: list[Tensor | None] = []
         self.gradients: dict[str, Tensor] = {}
         self.scale = 1.0
