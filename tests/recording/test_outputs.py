@@ -289,9 +289,13 @@ class Sorting(Odd):
         return self.head(self.moved(h[order])[order.argsort()])
 
 
-def test_rows_that_move_by_what_is_in_them(pictures, tmp_path):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_rows_that_move_by_what_is_in_them(frozen, pictures, tmp_path):
     ordered = pictures[0][pictures[0][:, 0, 0, 0].argsort()]
-    with metaql.Recorder(Sorting().double(), tmp_path, layers=["head"]) as recorder:
+    model = Sorting().double()
+    for parameter in model.inner.parameters():
+        parameter.requires_grad_(not frozen)
+    with metaql.Recorder(model, tmp_path, layers=["head"]) as recorder:
         recorder.checkpoint()
         with pytest.raises(errors.ModelStateError, match=r"output of module 'moved'.*in another order"):
             recorder.collect(TensorDataset(ordered, pictures[1]), "train", embeddings=["moved"])

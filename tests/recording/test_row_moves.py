@@ -59,6 +59,44 @@ def one_by_one(x):
     return there, back
 
 
+class OutOfSight(torch.autograd.Function):
+    """Takes rows apart where no function of torch is seen."""
+
+    @staticmethod
+    def forward(context, rows):
+        return tuple(torch.from_numpy(row.copy()) for row in rows.detach().numpy())
+
+    @staticmethod
+    def backward(context, *gradients):
+        return torch.stack(gradients)
+
+
+def taken_apart_out_of_sight(x):
+    order = sorted_by_python(x)
+    inverse = [order.index(each) for each in range(len(order))]
+
+    def moved(places):
+        def both(rows):
+            pieces = OutOfSight.apply(rows) if rows.requires_grad else rows
+            return torch.stack([pieces[each] for each in places])
+
+        return both
+
+    return moved(order), moved(inverse)
+
+
+def put_into_place(x):
+    order = sorted_by_python(x)
+
+    def back(rows):
+        pieces, whole = list(rows), torch.zeros_like(rows)
+        for place in range(len(order)):
+            whole[place] = pieces[order.index(place)]
+        return whole
+
+    return (lambda rows: rows[order]), back
+
+
 def turned_round(x):
     """Python looks at a value, and turns the batch round if it is large."""
     turn = bool(x[0, 0] > x[-1, 0])
@@ -75,6 +113,8 @@ ORDERS = {
     "sorted by Python": indexed(sorted_by_python),
     "sorted by numpy": indexed(lambda x: np.argsort(x[:, 0].numpy())),
     "one by one": one_by_one,
+    "taken apart out of sight": taken_apart_out_of_sight,
+    "put into place": put_into_place,
     "turned round": turned_round,
     "swapped halves": swapped_halves,
     "at random": indexed(lambda x: torch.randperm(len(x))),

@@ -91,6 +91,28 @@ def test_gradients_that_batch_norm_cancels_are_rounding_and_no_reason_to_refuse(
         assert torch.allclose(got[name].mean(0), parameter.grad.flatten(), atol=1e-4)
 
 
+def test_steps_of_one_kind_are_examined_once_whatever_is_logged(monkeypatch, network, pictures, tmp_path):
+    """Batches taken by an index, losses that Python looks at, before and after: none of it moves the samples."""
+    examined = []
+    examine = watched_step.WatchedStep._align
+    monkeypatch.setattr(watched_step.WatchedStep, "_align", lambda self: examined.append(self) or examine(self))
+    optimizer, expected, seen = torch.optim.SGD(network.parameters(), lr=0.1), [], 0.0
+    with metaql.Recorder(network, tmp_path / "store", dtype="float64") as recorder:
+        for _ in range(3):
+            ids = torch.randperm(len(pictures[0]))[:8]
+            expected.append(by_loop(network, (pictures[0][ids], pictures[1][ids]), 8))
+            optimizer.zero_grad()
+            with recorder.step(ids, optimizer):
+                loss = F.cross_entropy(network(pictures[0][ids]), pictures[1][ids])
+                seen += loss.item()
+                assert not loss.isnan()
+                loss.backward()
+                seen += (2 * loss).item()
+            optimizer.step()
+    assert len(examined) == 1
+    assert_steps(tmp_path / "store", expected)
+
+
 def test_the_optimizers_settings_are_kept_for_each_step(network, pictures, tmp_path):
     train(network, pictures, tmp_path / "store", steps=2)
     first, second = tables.steps(Store.open(tmp_path / "store")).to_pylist()

@@ -62,6 +62,7 @@ class Capture(TorchFunctionMode):
     ``uses`` holds the captured ones in forward order, and ``other`` names, for each parameter that took part in
     something without factors, the function it was. ``rows`` says whether what holds for one batch holds for the next
     of the same shapes; ``constants`` are tensors beside the parameters that are the same for every batch.
+    ``follow_all`` has it look at values that no gradient flows to, too.
     """
 
     parameters: Mapping[str, torch.nn.Parameter]
@@ -69,12 +70,13 @@ class Capture(TorchFunctionMode):
     constants: Sequence[Tensor] = ()
     on_use: Callable[[CapturedUse, Tensor], None] | None = None
     on_move: Callable[[Any], None] | None = None
+    follow_all: bool = False
     uses: list[CapturedUse] = field(default_factory=list)
     other: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.rows = RowMoves([*self.parameters.values(), *self.constants])
+        self.rows = RowMoves([*self.parameters.values(), *self.constants], self.follow_all)
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._lookups = Lookups()
         # Known by their ids, and so kept alive: what is made of parameters alone, and copies of a parameter for

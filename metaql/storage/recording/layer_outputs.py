@@ -74,7 +74,7 @@ class LayerOutputs:
         pass computed in. Where the samples are is looked for once, as long as ``rows`` are moved alike.
         """
         outputs, self._outputs = {name: _only(name, each) for name, each in self._outputs.items()}, {}
-        moved = (rows.path, rows.told)
+        moved = rows.path
         unknown = [
             name
             for name, each in outputs.items()
@@ -96,7 +96,7 @@ class LayerOutputs:
             found[name] = _samples_first(way, output.values, samples).to("cpu", torch.float32)
         return found
 
-    def _way(self, name: str, values: Tensor, samples: int, moved: tuple[Any, ...]) -> Alignment | None:
+    def _way(self, name: str, values: Tensor, samples: int, moved: int) -> Alignment | None:
         """Where the samples are in an output of this shape, if that is known. A single one is all there is."""
         if samples == 1:
             newest = self._newest.get(name)

@@ -1,13 +1,18 @@
-"""Whether a forward pass may have put rows elsewhere than it will for the next batch of the same shapes.
+"""Whether a forward pass puts rows where another one did, of a batch of the same shapes.
 
-An index that no data went into (positions, buckets of distances, a causal mask) moves rows alike in every such
-batch. So a pass is followed from what is constant, the model's own tensors and what is made of them alone; all
-else counts as data, random numbers included.
+A pass is followed call by call: which function, on what earlier results, with which numbers. Whatever Python code
+decided by looking at the data then shows, for it called something else, or with other numbers, or on other results.
+What does not show is an index made of data, save where it picks among values that no gradient flows to. An index
+that no data went into (positions, buckets of distances, a causal mask) moves rows alike in every such batch. So
+what is constant, the model's own tensors and what is made of them alone, is followed too; all else counts as data,
+random numbers included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -26,18 +31,8 @@ ORDERING = frozenset(
         *("masked_select", "masked_scatter", "_pack_padded_sequence", "_pad_packed_sequence"),
     )
 )
-# Functions that hand pieces to Python, which may put them together in any order; with the place of their dim.
-_CUTTING = {"split": 2, "split_with_sizes": 2, "chunk": 2, "tensor_split": 2, "unbind": 1}
-# Functions that move rows as their arguments say.
-_MOVING = frozenset(("__getitem__", "__setitem__", "select", "narrow", "flip", "roll"))
-# Functions that tell Python about values, on which it may decide.
-_TELLING = frozenset(
-    (
-        *("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__"),
-        *("is_nonzero", "equal", "allclose"),
-    )
-)
-_EXPORTING = frozenset(("numpy", "__array__", "__dlpack__"))
+# Functions that hand rows to Python out of sight, which may put them together in any order.
+_SCATTERING = frozenset(("__iter__", "__reversed__"))
 _OPERATORS_IN_PLACE = frozenset(
     (
         "__setitem__",
@@ -50,51 +45,76 @@ _RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "uniform", "
 
 
 class RowMoves:
-    """Follows the torch functions of one pass; ``constants`` are tensors that are the same for every batch."""
+    """Follows the torch functions of one pass; ``constants`` are tensors that are the same for every batch.
 
-    def __init__(self, constants: Iterable[Tensor]) -> None:
+    ``by_data`` is set once an index made of data may have moved rows that gradients flow to; with ``follow_all`` any
+    rows.
+    """
+
+    def __init__(self, constants: Iterable[Tensor], follow_all: bool = False) -> None:
         self.by_data = False
-        self._path: list[tuple[str, str]] = []
-        self._told: list[Any] = []
+        self._follow_all = follow_all
+        self._path = 0
         # Held, so that no other tensor gets the same id.
         self._constants = {id(each): each for each in constants}
+        # Which call a tensor came from, by its id. Where one is gone and another has its id, passes look
+        # different that are not, or, as rows came from somewhere else all the same, alike in this one place.
+        self._numbers: dict[int, int] = {}
+        self._next = count()
+        self._unseen = 0
 
     @property
-    def path(self) -> tuple[Any, ...]:
-        """The moves that Python code asked for by numbers; where they differ, so may the places of rows."""
-        return tuple(self._path)
-
-    @property
-    def told(self) -> tuple[Any, ...]:
-        """What Python code was told of values in the data. Told the same, it does the same."""
-        return tuple(self._told)
+    def path(self) -> int:
+        """Stands for all the calls that were followed; where it differs, so may the places of rows."""
+        return self._path
 
     def note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Takes down a call that has been made."""
         name = plain_name(func)
         given = [*tensors_in(args), *tensors_in(kwargs.values())]
         constant = all(id(each) in self._constants for each in given) and name not in _FROM_PYTHON
-        random = any(part in name for part in _RANDOM)
-        if constant and not random and (given or name in _CONSTANTS):
-            self._constants.update((id(each), each) for each in tensors_in((output,)))
-        elif any(id(each) in self._constants for each in _overwritten(func, args, kwargs)):
+        constant = constant and bool(given or name in _CONSTANTS) and not any(part in name for part in _RANDOM)
+        changed = _overwritten(func, args, kwargs)
+        made = [*tensors_in((output,)), *changed]
+        if constant:
+            self._constants.update((id(each), each) for each in made)
+        elif any(id(each) in self._constants for each in changed):
             # Whatever else is a view of it is no longer known either.
             self._constants.clear()
-        if name in _MOVING or name in _CONSTANTS:
-            self._path.append((name, _as_text((*args, *kwargs.items()))))
-        if constant and given:
-            return
-        if name in _TELLING:
-            self._told.append(repr(output))
-        elif name in _EXPORTING or name in ORDERING or name in _CUTTING or name in INDEXING:
+        followed = self._follow_all or any(each.requires_grad for each in (*given, *made))
+        if made and (constant or followed):
+            self._path = hash((self._path, func, self._form(args), self._form(kwargs)))
+            self._numbers.update((id(each), next(self._next)) for each in made)
+        if followed and not constant:
             self.by_data = self.by_data or self._moves(name, args, kwargs)
+
+    def _form(self, value: Any) -> Any:
+        """All of an argument that says where rows go, hashable: not the values in tensors, nor fractions."""
+        if isinstance(value, Tensor):
+            followed = self._follow_all or value.requires_grad or id(value) in self._constants
+            return value.shape, self._number(value) if followed else None
+        if isinstance(value, (tuple, list)):
+            return tuple(self._form(each) for each in value)
+        if isinstance(value, dict):
+            return tuple((name, self._form(each)) for name, each in value.items())
+        if isinstance(value, slice):
+            return tuple(self._form(each) for each in (value.start, value.stop, value.step))
+        if isinstance(value, Integral):
+            return int(value)
+        return value if isinstance(value, str) else type(value)
+
+    def _number(self, value: Tensor) -> int:
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = next(self._next)
+            # Made out of sight: of one there is no order, of several nothing here would tell it.
+            self._unseen += not value.is_leaf
+            self.by_data = self.by_data or self._unseen > 1
+        return self._numbers[id(value)]
 
     def _moves(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if name in INDEXING:
             return self._indexes_by_data(name, args, kwargs)
-        if name in _CUTTING:
-            return _cuts_rows(args, kwargs, _CUTTING[name])
-        return True
+        return name in ORDERING or name in _SCATTERING
 
     def _indexes_by_data(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         # x[i] = y names its index; others have it somewhere among their arguments.
@@ -119,32 +139,11 @@ def _overwritten(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     return list(tensors_in([*(args[:1] if in_place else ()), kwargs.get("out")]))
 
 
-def _cuts_rows(args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> bool:
-    """Whether the dimension that is cut may hold samples: the last of several holds features."""
-    if not args or not isinstance(args[0], Tensor):
-        return True
-    dim = kwargs.get("dim", args[place] if len(args) > place else 0)
-    dimensions = args[0].dim()
-    return dimensions < 2 or not isinstance(dim, int) or dim % dimensions != dimensions - 1
-
-
 def _holds_array(value: Any) -> bool:
-    """Whether an index is neither a tensor nor a list of integers, which is in the path."""
-    if isinstance(value, tuple):
+    """Whether an index holds numbers that are neither Python's own nor in a tensor."""
+    if isinstance(value, (tuple, list)):
         return any(_holds_array(each) for each in value)
-    unknown = isinstance(value, list) and not _is_of_integers(value)
-    return unknown or (hasattr(value, "__array__") and not isinstance(value, Tensor))
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(_as_text(each) for each in value)})"
-    known = isinstance(value, (int, slice, str, type(None), type(...)))
-    return repr(value) if known or _is_of_integers(value) else type(value).__name__
-
-
-def _is_of_integers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, int) for each in value)
+    return hasattr(value, "__array__") and not isinstance(value, (Tensor, Integral))
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -94,8 +94,6 @@ class _Plan:
 
     alignments: Sequence[Alignment | None]
     routes: Mapping[str, str]
-    # What Python code was told of the data when the plan was found to hold.
-    told: set[tuple[Any, ...]] = field(default_factory=set)
 
     def by(self, *routes: str) -> set[str]:
         return {name for name, route in self.routes.items() if route in routes}
@@ -176,7 +174,7 @@ class SampleGradients:
 
     def _run(self, batch: Any, samples: int, watched: LayerOutputs | None) -> _Run:
         constants = [*self._losses.parameters(), *self._losses.buffers()]
-        capture = Capture(self._parameters, samples, constants)
+        capture = Capture(self._parameters, samples, constants, follow_all=watched is not None)
         with capture, nullcontext() if watched is None else watched.watching():
             result = self._losses.evaluate(batch)
         require_one_per_sample(result.values, samples)
@@ -201,25 +199,13 @@ class SampleGradients:
     def _known(self, run: _Run) -> tuple[_Plan, Gradients] | None:
         """The plan for batches like this one, if there is one that holds for this one, and what it replays."""
         plan = self._plans.get(run.signature)
-        if plan is None or not self._holds(run, plan):
+        if plan is None or (run.capture.rows.by_data and not _owned(run, plan)):
             return None
         try:
             return plan, self._replay(run, plan)
         except RuntimeError:
             # What torch.func does may depend on the data, and so may what it can't do.
             return None
-
-    def _holds(self, run: _Run, plan: _Plan) -> bool:
-        """Whether rows are where the plan has them, though the data may have had a say in it."""
-        if run.capture.rows.told not in plan.told:
-            uses = _aligned(run, plan.alignments)
-            captured = {name for name in plan.by(CAPTURED) if any(_takes_part(name, use) for use in uses)}
-            if self._mixture(run).disagreeing_uses(uses, captured, run.precision):
-                return False
-            plan.told.add(run.capture.rows.told)
-        elif run.capture.rows.by_data:
-            return _owned(run, plan)
-        return True
 
     def _examine(self, run: _Run) -> tuple[_Plan, Gradients]:
         """Settles alignments and routes for batches like this one, and forms the layers or checks them.
@@ -241,7 +227,7 @@ class SampleGradients:
             self.layers = self._settle(form_layers(self._parameters, uses, captured, unused, self._dtype))
         for layer in self.layers:
             require_same_form(layer, uses, captured | unused)
-        plan = self._plans[run.signature] = _Plan(alignments, routes, {run.capture.rows.told})
+        plan = self._plans[run.signature] = _Plan(alignments, routes)
         return plan, replayed
 
     def _mixture(self, run: _Run) -> _Mixture:
@@ -422,10 +408,6 @@ def _owned(run: _Run, plan: _Plan) -> bool:
         got[str(number)] = replace(use, dy=dy).prefix
         expected[str(number)] = use.prefix * weights.to(use.prefix)[:, None, None]
     return not disagreeing(got, expected, run.precision)
-
-
-def _takes_part(name: str, use: AlignedUse) -> bool:
-    return name in (use.captured.weight, use.captured.bias)
 
 
 def _replaces(replayed: Mapping[str, Tensor], use: AlignedUse) -> bool:

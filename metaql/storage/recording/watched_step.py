@@ -98,12 +98,15 @@ class WatchedStep(Capture):
         self._ends = Ends(samples)
         self._handles: list[RemovableHandle] = []
         self._probing = False
+        self._signature: tuple[Any, ...] | None = None
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """All that alignments and layers depend on."""
+        """All that alignments and layers depend on: of the pass as it was when it went backwards."""
+        if self._signature is not None:
+            return self._signature
         uses = tuple((use.weight, use.bias, use.use.operation.kind, use.leading, use.use.geometry) for use in self.uses)
-        return self.samples, uses, self.rows.path, self.rows.told
+        return self.samples, uses, self.rows.path
 
     def __enter__(self) -> Self:
         if not self._handles:
@@ -125,26 +128,32 @@ class WatchedStep(Capture):
     def __torch_function__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.Tensor.backward and self.uses and (self.rows.by_data or self._unsettled(self.signature)):
-            # The last moment at which the graph is whole.
-            self._probing = True
-            for end in self._ends.of(args[0]):
-                self._note_place(end, _leading_axes(end.shape, self.samples))
-            try:
-                with self._around_probes():
-                    self.alignments = self._align()
-            except RuntimeError as error:
-                if all(dy is None for dy in self.dys):
-                    raise
-                raise ModelStateError(
-                    "Several backward passes ran inside one recorder.step(...). Give each its own, with the forward "
-                    "pass and the ids that belong to it."
-                ) from error
-            finally:
-                self._probing = False
+        if func is torch.Tensor.backward and self.uses:
+            self._signature = None
+            self._signature = self.signature
+            if self.rows.by_data or self._unsettled(self._signature):
+                self._examine(args[0])
         output = super().__torch_function__(func, _types, args, kwargs)
         self._ends.note((*args, *(kwargs or {}).values()), output)
         return output
+
+    def _examine(self, loss: Tensor) -> None:
+        """Finds the alignments before the graph is used up."""
+        self._probing = True
+        for end in self._ends.of(loss):
+            self._note_place(end, _leading_axes(end.shape, self.samples))
+        try:
+            with self._around_probes():
+                self.alignments = self._align()
+        except RuntimeError as error:
+            if all(dy is None for dy in self.dys):
+                raise
+            raise ModelStateError(
+                "Several backward passes ran inside one recorder.step(...). Give each its own, with the forward "
+                "pass and the ids that belong to it."
+            ) from error
+        finally:
+            self._probing = False
 
     def _watch(self, captured: CapturedUse, output: Tensor) -> None:
         place = len(self.dys)
