@@ -89,20 +89,19 @@ def plot(report: Report) -> Any:
     import matplotlib.pyplot as plt
 
     networks = _by_network(report)
-    figure, axes = plt.subplots(1, len(networks), figsize=(7 * len(networks), 5.5), squeeze=False)
+    figure, axes = plt.subplots(1, len(networks), figsize=(7 * len(networks), 5.5), squeeze=False, layout="constrained")
     for axis, (network, rows) in zip(axes[0], networks.items(), strict=True):
         names = list(rows)[::-1]
         for shift, key, label in ((0.2, "cold", "first question"), (-0.2, "second", "second question")):
             places = [place + shift for place in range(len(names))]
             bars = axis.barh(places, [rows[name][key] for name in names], 0.38, label=label)
-            axis.bar_label(bars, fmt=lambda seconds: f" {seconds:.2g}", fontsize=8)
+            axis.bar_label(bars, fmt=lambda seconds: f" {seconds:.{0 if seconds >= 10 else 2}f}", fontsize=8)
         axis.set_yticks(range(len(names)), names)
         axis.set_xscale("log")
         axis.margins(x=0.15)
         axis.set_xlabel("seconds")
         axis.set_title(network)
-    axes[0][0].legend(loc="lower right")
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
