@@ -132,11 +132,12 @@ class CollectionWriter:
         self._require_usable()
         try:
             self._flush_all()
+            closed: list[Collection] = []
+            # By the writing thread, which is never interrupted: a pool of threads may not survive that.
+            self._submit(lambda: closed.append(self._close_files(metadata, steps, input_form)), 0)
             self._background.drain()
             self._background.stop()
-            with writing(self._folder):
-                collection = self._close_files(metadata, steps, input_form)
-            self._commit(self._folder, collection)
+            self._commit(self._folder, closed[0])
         except BaseException:
             self.abort()
             raise

@@ -6,7 +6,8 @@ pages, which costs more than the copy does. The same pass converts to the stored
 
 from __future__ import annotations
 
-import threading
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,21 +44,20 @@ class BufferPool:
     """Lends buffers of bytes, and takes some of them back for the next."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free: list[Tensor] = []
+        # Without a lock: the training's thread, which may be interrupted, and the writing one come here.
+        self._free: deque[Tensor] = deque(maxlen=_POOLED_BUFFERS)
 
     def lend(self, size: int) -> Tensor:
         """A buffer of at least so many bytes, with anything in it."""
-        with self._lock:
-            if size <= _BUFFER_BYTES and self._free:
+        if size <= _BUFFER_BYTES:
+            with suppress(IndexError):
                 return self._free.pop()
         return torch.empty(max(size, _BUFFER_BYTES), dtype=torch.uint8)
 
     def give_back(self, buffer: Tensor) -> None:
         """Takes a lent buffer, which nobody may read any more."""
-        with self._lock:
-            if len(buffer) == _BUFFER_BYTES and len(self._free) < _POOLED_BUFFERS:
-                self._free.append(buffer)
+        if len(buffer) == _BUFFER_BYTES:
+            self._free.append(buffer)
 
 
 class LayerStaging:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import signal
 from threading import Event, Thread, current_thread
 
 import pytest
@@ -82,3 +84,21 @@ def test_stopping_discards_what_has_not_begun():
     background.stop()
     background.stop()
     assert "first" in done
+
+
+def test_interrupts_leave_nobody_waiting():
+    moments = random.Random(5)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(200):
+            background = Background(10)
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come at any of them
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.0001, 0.004))
+                while True:
+                    for _ in range(5):
+                        background.submit(lambda: None, 3)
+                    background.drain()
+            background.stop()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
