@@ -95,8 +95,8 @@ def test_p2b(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     p2b.judge(report)
     found = write(report, p2b.plot(report), tmp_path)
     assert [(row["positions"], row["queries"]) for row in found["rows"]] == [(1, 1), (1, 8), (3, 4)]
-    assert found["rows"][0]["measured"] == "100 samples"
-    assert found["rows"][2]["measured"] == "20 samples"
+    assert found["rows"][0]["measured"] == "100 and 100 samples"
+    assert found["rows"][2]["measured"] == "20 and 20 samples"
 
 
 def test_record_models(report: Report, tmp_path: Path) -> None:
