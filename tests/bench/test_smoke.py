@@ -83,7 +83,7 @@ def test_p2p(report: Report, tmp_path: Path) -> None:
 def test_p2p_finds_wrong_scores(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_torch = Workload.gradients
     monkeypatch.setattr(Workload, "gradients", lambda *given: 1.01 * of_torch(*given))
-    with pytest.raises(SystemExit, match="WRONG RESULT: scores of linear 4x4"):
+    with pytest.raises(SystemExit, match="WRONG RESULT: scores of linear 4x4 differ"):
         p2p.of_linear(report, tmp_path, [4], [12], 4, p2p.Sizes(12, 4, 3, 1, 1e6))
 
 
