@@ -30,8 +30,7 @@ class AlignedUse:
     @cached_property
     def prefix(self) -> Tensor:
         """[n, positions, output width], in float32 or float64."""
-        prefix = self._unscaled()
-        return prefix if self.scale is None else prefix * self.scale.to(prefix.device, prefix.dtype)[:, None, None]
+        return self._scaled(self._unscaled())
 
     @cached_property
     def suffix(self) -> Tensor:
@@ -54,8 +53,12 @@ class AlignedUse:
     def weight_gradient(self, shape: tuple[int, ...], chosen: Sequence[int] | None = None) -> Tensor:
         """What this use adds to its weight's gradient, [n or the chosen samples, elements]."""
         use = self.captured.use
-        suffix, prefix = (each if chosen is None else each[list(chosen)] for each in (self.suffix, self.prefix))
-        return products(use.operation.kind, suffix, prefix, use.groups, shape)
+        rows = slice(None) if chosen is None else list(chosen)
+        if self.alignment == Alignment(0) and len(use.inputs) == self.samples:
+            gradients = use.operation.gradients(use, self.dy)
+            if gradients is not None:
+                return self._scaled(gradients.flatten(1))[rows]
+        return products(use.operation.kind, self.suffix[rows], self.prefix[rows], use.groups, shape)
 
     def bias_gradient(self, chosen: Sequence[int] | None = None) -> Tensor:
         """What this use adds to its bias' gradient, [n or the chosen samples, output width]."""
@@ -81,6 +84,11 @@ class AlignedUse:
     def _unscaled(self) -> Tensor:
         use = self.captured.use
         return at_least_float32(self._align(use.operation.prefix(use, self.dy)).flatten(1, -2))
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        if self.scale is None:
+            return values
+        return values * self.scale.to(values.device, values.dtype).reshape(-1, *[1] * (values.dim() - 1))
 
     def _align(self, values: Tensor) -> Tensor:
         return self.alignment.apply(values, len(self.captured.leading), self.samples)
