@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import metaql
@@ -28,6 +29,8 @@ WAYS = {
 
 def main() -> None:
     """Prints a line before each way and one when it was interrupted."""
+    # What a shell starts in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with metaql.connect(sys.argv[1]) as db:
         for way, ask in WAYS.items():
             print(f"asks {way}", flush=True)

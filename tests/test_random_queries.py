@@ -200,4 +200,6 @@ def test_planning_saves_work(pool: list[Opened]) -> None:
         with counted() as before:
             unplanned(opened.db, asked)
         less += work.total < 0.6 * before.total
-    assert less > 10
+        if less > 10:
+            return
+    pytest.fail(f"only {less} of them do")

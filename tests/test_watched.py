@@ -40,7 +40,7 @@ def test_ctrl_c_stops_queries_and_leaves_the_connection_usable(small_store: Path
         assert asking.stdout is not None
         for way in WAYS:
             assert asking.stdout.readline() == f"asks {way}\n"
-            time.sleep(0.5)
+            time.sleep(0.3)
             asking.send_signal(signal.SIGINT)
             begin = time.monotonic()
             assert asking.stdout.readline() == f"interrupted {way}\n"
@@ -101,10 +101,12 @@ def test_how_much_of_a_sum_is_gathered() -> None:
 
 
 BAR = """
-import sys, threading, _thread, metaql
+import signal, sys, threading, metaql, metaql.progress
+metaql.progress.PATIENCE = 0.5
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with metaql.connect(sys.argv[1]) as db:
     db.sql("SELECT 1").fetchall()
-    threading.Timer(3.5, _thread.interrupt_main).start()
+    threading.Timer(2, signal.raise_signal, [signal.SIGINT]).start()
     try:
         db.sql(sys.argv[2]).fetchall()
     except KeyboardInterrupt:
@@ -116,14 +118,15 @@ def test_a_bar_in_a_terminal_only(small_store: Path) -> None:
     command = [sys.executable, "-c", BAR, str(small_store), FOREVER.replace("1000000000", "10000000")]
     outer, inner = pty.openpty()
     termios.tcsetwinsize(inner, (24, 80))
-    in_terminal = subprocess.run(command, stdout=subprocess.PIPE, stderr=inner, text=True, check=True)
-    in_pipe = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert in_terminal.stdout == in_pipe.stdout == "stopped\n"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as in_pipe:
+        in_terminal = subprocess.run(command, stdout=subprocess.PIPE, stderr=inner, text=True, check=True)
+        out, err = in_pipe.communicate()
+    assert in_terminal.stdout == out == "stopped\n"
     shown = os.read(outer, 1 << 16).decode()
     os.close(inner)
     os.close(outer)
     assert re.search(r"query:\s+\d+%", shown)
-    assert in_pipe.stderr == ""
+    assert err == ""
 
 
 def test_a_relation_after_its_connection_is_closed(small_store: Path) -> None:

@@ -9,7 +9,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from tests.integrations.stores import assert_gradients, recorded
-from tests.recording.ranks import run
+from tests.recording.ranks import preload, run
+
+# Each takes seconds to import.
+preload("transformers.trainer", "metaql.integrations.transformers", "metaql.integrations.lightning")
 
 
 class Rows(Dataset):
@@ -41,7 +44,7 @@ def join(rank):
 
 
 def with_transformers(rank, folder):
-    # Each library takes seconds to import: here, so that no process imports the other's.
+    # Here, so that only the ranks need it.
     from transformers import Trainer, TrainingArguments
 
     from metaql.integrations.transformers import RecorderCallback

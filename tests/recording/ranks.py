@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +19,16 @@ import torch.distributed as dist
 
 # A server that has imported all that recording takes forks the processes, so that each begins within milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__, "torch._dynamo", "metaql.storage.recording.recorder"])
-_PATIENCE = 60
+_PRELOADED = [__name__, "torch._dynamo", "metaql.storage.recording.recorder"]
+_CONTEXT.set_forkserver_preload(_PRELOADED)
+# Only a hang lasts so long, in seconds.
+_PATIENCE = 300
+
+
+def preload(*modules: str) -> None:
+    """Lets the server import these too, once for all ranks; call it where a test's module is imported."""
+    _PRELOADED.extend(modules)
+    _CONTEXT.set_forkserver_preload(_PRELOADED)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ def values(outcomes: list[Outcome]) -> list[Any]:
 
 def _rank(function: Callable[..., Any], rank: int, size: int, folder: Path, arguments: tuple[Any, ...]) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # What a shell starts in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size, timeout=timedelta(seconds=20)

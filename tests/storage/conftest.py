@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -102,7 +103,13 @@ def record() -> Callable[..., Path]:
     return _record
 
 
+@pytest.fixture(scope="session")
+def recorded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``record`` records; don't write to it."""
+    return _record(tmp_path_factory.mktemp("recorded") / "store")
+
+
 @pytest.fixture
-def store_path(tmp_path: Path) -> Path:
-    """A small store."""
-    return _record(tmp_path / "store")
+def store_path(tmp_path: Path, recorded_once: Path) -> Path:
+    """A small store of one's own."""
+    return shutil.copytree(recorded_once, tmp_path / "store")

@@ -17,7 +17,7 @@ from metaql.storage.check import check
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
 
-KILLS = 60
+KILLS = 30
 
 
 def start(*arguments):

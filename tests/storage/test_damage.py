@@ -83,7 +83,7 @@ def test_cut_off(store_path, file, left):
 def test_a_flipped_bit(store_path, file):
     chance = random.Random(file)
     sound = (store_path / file).read_bytes()
-    places = [0, len(sound) - 1, *(chance.randrange(len(sound)) for _ in range(20))]
+    places = [0, len(sound) - 1, *(chance.randrange(len(sound)) for _ in range(10))]
     for place in places:
         changed = bytearray(sound)
         changed[place] ^= 1 << chance.randrange(8)
@@ -103,8 +103,9 @@ def opened(path):
 def test_a_flipped_bit_in_a_pointer_never_shows_another_version(store_path, file):
     sound = (store_path / file).read_bytes()
     expected = Store.open(store_path).manifest
+    chance = random.Random(file)
     for place in range(min(len(sound), 120)):
-        for bit in range(8):
+        for bit in chance.sample(range(8), 3):
             changed = bytearray(sound)
             changed[place] ^= 1 << bit
             (store_path / file).write_bytes(changed)
@@ -238,7 +239,7 @@ def test_more_files_than_may_be_open(store_path, monkeypatch):
 
 def test_every_error_is_one_of_ours(store_path):
     chance = random.Random(1)
-    for _ in range(60):
+    for _ in range(40):
         damaged = store_path.with_name("damaged")
         shutil.copytree(store_path, damaged)
         files = [path for path in damaged.rglob("*") if path.is_file() and path.name != "writer.lock"]
