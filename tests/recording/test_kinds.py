@@ -136,7 +136,11 @@ KINDS = {
     "`x.mul_(p)`": lambda: [Using(lambda m, x: torch.sin(x).mul_(m.p), p=numbers(4))],
     "a function of `p` alone, `p.exp()`": lambda: [
         Using(lambda m, x: x * m.p.exp(), p=numbers(4)),
+        Using(lambda m, x: x * (1 - m.p), p=numbers(4)),
+    ],
+    "`p + 1`, `p.float()`": lambda: [
         Using(lambda m, x: x * (1 + m.p), p=numbers(4)),
+        Using(lambda m, x: F.rms_norm(x, (4,), m.p.to(x.dtype) + 1) + (m.q - 0.5), p=numbers(4), q=numbers(4)),
     ],
     "rows of `p` by index, `p[i]`": lambda: [Using(lambda m, x: m.p[x], p=numbers(7, 3))],
     "`nn.LSTM`, `nn.GRU`, `nn.RNN`": lambda: [

@@ -191,6 +191,12 @@ def test_a_wrong_number_of_ids(ids, network, pictures, tmp_path):
         step(network, pictures, tmp_path / "store", ids=ids)
 
 
+def test_a_loss_that_is_not_a_number(network, pictures, tmp_path):
+    pictures[0][2] = torch.nan
+    with pytest.raises(errors.NotFiniteError, match="brings NaN or infinity to what uses"):
+        step(network, pictures, tmp_path / "store")
+
+
 def test_a_step_without_a_backward_pass(network, pictures, tmp_path):
     with pytest.raises(errors.ModelStateError, match="No backward pass ran inside"):
         step(network, pictures, tmp_path / "store", backward=False)

@@ -101,15 +101,36 @@ def overlapping(model, x):
     return x * model.w.flatten().unfold(0, 4, 4) + x * model.w.as_strided((4, 4), (1, 1)) + x
 
 
+def shifted_by_a_number(model, x):
+    halves = model.p[0].float().double()
+    return F.linear(x, model.w + 1) * (model.p - 2) + x * (1 + (1 + model.p)) + halves @ x
+
+
+def shifted_and_more(model, x):
+    """What else is done with a shifted parameter is not done with the parameter."""
+    shifted = model.w + 1
+    scaled = (model.p + 3).mul_(2)
+    return x / (model.w + 30) + x * shifted[0] + x * (1 - model.p) + x * scaled + torch.add(x, model.w, alpha=2)
+
+
+def shifted_without_gradient(model, x):
+    with torch.no_grad():
+        held = model.w + 1
+    return x * held + x @ model.w + model.p
+
+
 def beside_whole_numbers(model, x):
     return x.round().long() * model.w + (x > 0) * model.p + x
 
 
-RECORDED = [changed_in_place, added_in_place, partly_without_gradient, overlapping, beside_whole_numbers]
+RECORDED = [
+    changed_in_place, added_in_place, partly_without_gradient, overlapping, shifted_without_gradient,
+    beside_whole_numbers,
+]  # fmt: skip
 REFUSED = [
     without_samples, same_table_both_ways, a_table_changed_in_place, shifted_lookup, lookup_in_another_order,
     copies_of_copies, copied_over_time, in_a_list, also_a_scale, both_sides, product_of_parameters,
-    a_constant_of_the_samples_number,
+    a_constant_of_the_samples_number, shifted_by_a_number, shifted_and_more,
 ]  # fmt: skip
 
 

@@ -24,6 +24,15 @@ from metaql.storage.recording.operations import OPERATIONS, Use
 from metaql.storage.recording.operations.views import is_parameter, root
 from metaql.storage.recording.row_moves import INDEXING, ORDERING, RowMoves, plain_name, tensors_in
 
+# What leaves a parameter's gradient as it is, if it is called with numbers and types beside the parameter.
+SHIFTS = frozenset([
+    torch.add, torch.Tensor.add, torch.sub, torch.Tensor.sub,
+    torch.Tensor.to, torch.Tensor.type, torch.Tensor.float, torch.Tensor.double, torch.Tensor.half,
+    torch.Tensor.bfloat16,
+])  # fmt: skip
+# Operations whose factors depend on the parameter's own value; a shifted one has another.
+READS_PARAMETERS = frozenset((torch.div, torch.Tensor.div, torch.true_divide))
+
 
 @dataclass(frozen=True)
 class CapturedUse:
@@ -83,6 +92,8 @@ class Capture(TorchFunctionMode):
         # every sample, which are views of it but no uses.
         self._constants: dict[int, Tensor] = {}
         self._copies: dict[int, Tensor] = {}
+        # And a parameter plus a number, or in another precision, which has the same gradient: id => that, parameter.
+        self._shifted: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -105,6 +116,8 @@ class Capture(TorchFunctionMode):
             for use in self._lookups.met(func, tensors, kwargs, output):
                 self._add(*use)
         captured = self._capture(func, args, kwargs, output) if names else set()
+        if names:
+            self._follow_shift(func, args, kwargs, output)
         self._follow(tensors, output, constant, bool(captured))
         if (names := names - captured) and self._makes_gradients(output):
             self.other.update(dict.fromkeys(names, _describe(func)))
@@ -112,8 +125,24 @@ class Capture(TorchFunctionMode):
 
     def _tracked(self, tensors: Iterable[Tensor]) -> set[str]:
         """The recorded parameters among these, whole or in part."""
-        found = {self._names.get(id(root(each))) for each in tensors if id(each) not in self._copies}
+        found = {self._names.get(id(root(self._unshifted(each)))) for each in tensors if id(each) not in self._copies}
         return {name for name in found if name is not None}
+
+    def _unshifted(self, value: Any) -> Any:
+        """The parameter, for one that was shifted; anything else as it is."""
+        return self._shifted[id(value)][1] if id(value) in self._shifted else value
+
+    def _follow_shift(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Remembers a parameter plus a number, as in (1 + weight) * x, or in another precision."""
+        own = self._unshifted(args[0]) if args else None
+        if _is_in_place(func):
+            self._shifted.pop(id(output), None)
+        elif func in SHIFTS and not kwargs and isinstance(own, torch.nn.Parameter) and isinstance(output, Tensor):
+            plain = output.is_floating_point() and own.is_floating_point() and output.shape == own.shape
+            if plain and output.grad_fn is not None and not any(isinstance(each, Tensor) for each in args[1:]):
+                self._shifted[id(output)] = output, own
 
     def _is_constant(self, tensor: Tensor) -> bool:
         """Whether it is made of parameters alone, so that it has no samples."""
@@ -130,6 +159,9 @@ class Capture(TorchFunctionMode):
         if is_parameter(first) and self.samples > 1:
             # As many as before: it is the parameter still, and has yet to meet the samples.
             return set()
+        if func not in READS_PARAMETERS:
+            args = tuple(self._unshifted(each) for each in args)
+            kwargs = {name: self._unshifted(each) for name, each in kwargs.items()}
         return {name for use in binder(*args, **kwargs) for name in self._note(use, first)}
 
     def _note(self, use: Use, output: Tensor) -> set[str]:

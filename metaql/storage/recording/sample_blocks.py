@@ -37,6 +37,8 @@ def make_block(
     neither has none.
     """
     if layer.kind in FACTORED_KINDS and layer.layout == FACTORED:
+        if layer.parameters[0].name in replayed:
+            return _spelled_out(layer, [replayed[each.name] for each in layer.parameters], samples)
         own = [use for use in uses if use.captured.weight == layer.parameters[0].name]
         return whole([_factored(part, own, samples) for part in parts(layer)])
     if layer.layout == FACTORED:
@@ -93,13 +95,13 @@ def _first_broken(block: Factored | Full) -> int:
     return int(broken.nonzero()[0]) * block.samples // len(broken)
 
 
-def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str]) -> None:
-    """Raises if this batch uses the layer in a way that its factors, as the store keeps them, can't express.
+def has_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str]) -> bool:
+    """Whether this batch uses the layer in a way that its factors, as the store keeps them, express.
 
     ``given`` names the parameters whose gradients the uses give whole, or that took no part.
     """
     if layer.kind not in FACTORED_KINDS or layer.layout != FACTORED:
-        return
+        return True
     weight, *bias = [parameter.name for parameter in layer.parameters]
     own = [use for use in uses if use.captured.weight == weight]
     same = {weight, *bias} <= given and all(
@@ -109,7 +111,12 @@ def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str])
         for use in own
     )
     stray_bias = any(use.captured.bias in bias for use in uses if use.captured.weight != weight)
-    if not same or stray_bias or (layer.unfold is not None and own and geometry(own) != layer.unfold):
+    return same and not stray_bias and (layer.unfold is None or not own or geometry(own) == layer.unfold)
+
+
+def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str]) -> None:
+    """Raises where ``has_same_form`` says no."""
+    if not has_same_form(layer, uses, given):
         raise UnsupportedParameterError(
             f"Layer '{layer.name}' is used differently in this batch than in the first one (another operation, bias "
             "or image size, or a mixing of samples that its factors can't express). Record it from batches that use "
@@ -125,6 +132,25 @@ def _factored(layer: Layer, uses: Sequence[AlignedUse], samples: int) -> Factore
     if layer.unfold is not None:
         return Factored(own[0].kept_input, own[0].prefix.detach().flatten(0, 1), samples)
     return factors(own)
+
+
+def _spelled_out(layer: Layer, gradients: Sequence[Tensor], samples: int) -> Block:
+    """Whole gradients [n, *shape] of a layer's parameters as factors: a position for each column, or a table's row."""
+    part, *others = parts(layer)
+    assert part.input_width is not None
+    assert part.output_width is not None
+    weight, *bias = (each.detach().reshape(samples, *each.shape[1:]) for each in gradients)
+    if part.kind == "embedding":
+        rows = torch.arange(part.input_width, device=weight.device).repeat(samples)
+        return Factored(rows, weight.flatten(0, 1), samples)
+    prefix = weight.reshape(samples, part.output_width, part.input_width).transpose(1, 2)
+    suffix = torch.eye(part.input_width, dtype=weight.dtype, device=weight.device).repeat(1, part.groups)
+    if bias:
+        # The bias is the sum of all prefixes: one more, of no column, makes up for the others.
+        prefix = torch.cat([prefix, (bias[0] - prefix.sum(1)).unsqueeze(1)], dim=1)
+        suffix = torch.cat([suffix, suffix.new_zeros(1, suffix.shape[1])])
+    spelled = Factored(suffix.repeat(samples, 1), prefix.flatten(0, 1), samples)
+    return whole([spelled, *(_nothing(other, samples) for other in others)])
 
 
 def _nothing(layer: Layer, samples: int) -> Factored:

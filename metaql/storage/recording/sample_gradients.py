@@ -23,14 +23,14 @@ from metaql.errors import BatchError, ModelStateError, UnsupportedParameterError
 from metaql.storage.blocks import Block
 from metaql.storage.recording import losses, sample_blocks
 from metaql.storage.recording.aligned import AlignedUse, mixtures
-from metaql.storage.recording.alignment import Alignment, align, candidates, owns, probes
+from metaql.storage.recording.alignment import LEAK, Alignment, align, candidates, owns, probes
 from metaql.storage.recording.batches import take
 from metaql.storage.recording.capture import Capture
 from metaql.storage.recording.layer_outputs import LayerOutputs
 from metaql.storage.recording.layering import form_layers
 from metaql.storage.recording.losses import ModelLosses, require_one_per_sample
 from metaql.storage.recording.replayed import Gradients, by_function, by_loop, within_batch
-from metaql.storage.recording.sample_blocks import make_block, parameter_gradient, require_same_form
+from metaql.storage.recording.sample_blocks import has_same_form, make_block, parameter_gradient, require_same_form
 from metaql.storage.recording.self_check import coarsest, disagreeing, require_same_losses, shares
 from metaql.storage.recording.wrappers import as_written
 from metaql.storage.schema import Layer
@@ -218,6 +218,8 @@ class SampleGradients:
         mixture = self._mixture(run)
         unused = set() if run.hidden else set(self._parameters) - set(mixture.gradients)
         captured = self._confirmed(run, alignments, uses, reference, mixture) - unused
+        unlike = self._unlike(uses, captured | unused)
+        captured, unused = captured - unlike, unused - unlike
         rest = set(self._parameters) - captured - unused
         routes = {**dict.fromkeys(captured, CAPTURED), **dict.fromkeys(unused, UNUSED)}
         routes.update(self._replay_routes(run, rest, reference) if can_cut else dict.fromkeys(rest, WITHIN))
@@ -225,10 +227,19 @@ class SampleGradients:
         self._warn_of_slow(routes, reference)
         if self.layers is None:
             self.layers = self._settle(form_layers(self._parameters, uses, captured, unused, self._dtype))
-        for layer in self.layers:
-            require_same_form(layer, uses, captured | unused)
         plan = self._plans[run.signature] = _Plan(alignments, routes)
         return plan, replayed
+
+    def _unlike(self, uses: Sequence[AlignedUse], given: set[str]) -> set[str]:
+        """The parameters of layers whose factors do not express what this batch does with them; they are replayed."""
+        unlike: set[str] = set()
+        for layer in self.layers or ():
+            if layer.unfold is not None:
+                # It is kept as the convolution's inputs, which whole gradients have none of.
+                require_same_form(layer, uses, given)
+            elif not has_same_form(layer, uses, given):
+                unlike |= {each.name for each in layer.parameters}
+        return unlike
 
     def _mixture(self, run: _Run) -> _Mixture:
         """A random mixture of all the samples' losses, differentiated by plain autograd."""
@@ -262,7 +273,9 @@ class SampleGradients:
         try:
             gradients, alone = by_loop(self._losses, self._parameters, run.batch, run.samples, chosen)
         except (BatchError, RuntimeError, IndexError, KeyError, TypeError, ValueError) as cutting:
-            _require_unmixed(run, chosen)
+            _require_unmixed(run)
+            again = self._losses(run.batch).detach()
+            require_same_losses(again, run.values.detach(), run.precision, "computed again")
             try:
                 return within_batch(run.values, self._parameters, chosen), False
             except RuntimeError:
@@ -286,8 +299,8 @@ class SampleGradients:
             return set()
         lost = {
             name
-            for use, alignment in zip(run.capture.uses, alignments, strict=True)
-            if alignment is None
+            for use, alignment, dy in zip(run.capture.uses, alignments, run.dys, strict=True)
+            if alignment is None and dy is not None
             for name in (use.weight, use.bias)
         }
         names = {name for use in uses for name in (use.captured.weight, use.captured.bias) if name is not None}
@@ -371,23 +384,30 @@ def _aligned(run: _Run, alignments: Sequence[Alignment | None]) -> list[AlignedU
     ]
 
 
-def _require_unmixed(run: _Run, chosen: Sequence[int]) -> None:
-    """Raises if one sample's loss reaches what surely are other samples' rows."""
+def _require_unmixed(run: _Run) -> None:
+    """Raises if several samples' losses reach the same of what surely are samples' rows."""
     if run.hidden:
         return
     edges = [use.edge for use in run.capture.uses]
-    for sample in chosen:
-        for use, dy in zip(run.capture.uses, _backward(run.values[sample], edges), strict=True):
+    # Rows need not lie as the samples do, such as the nodes of graphs; but they are one sample's each.
+    reached: dict[int, Tensor] = {}
+    strangers: set[int] = set()
+    for sample in range(run.samples):
+        for place, (use, dy) in enumerate(zip(run.capture.uses, _backward(run.values[sample], edges), strict=True)):
             ways = candidates(use.leading, run.samples)
-            if (
-                dy is not None
-                and ways
-                and not any(owns(way, use.use.lead(dy), use.leading, run.samples, sample) for way in ways)
-            ):
-                raise ModelStateError(
-                    "A sample can't be run alone, and within its batch its loss depends on other samples, so it has no "
-                    "gradient of its own. Statistics over the batch and losses that compare samples do this."
-                )
+            if dy is None or not ways:
+                continue
+            rows = use.use.lead(dy).reshape(*use.leading, -1).abs().sum(-1)
+            reached[place] = (rows > LEAK * rows.sum()) + reached.get(place, torch.zeros_like(rows, dtype=torch.int64))
+            if not any(owns(way, use.use.lead(dy), use.leading, run.samples, sample) for way in ways):
+                strangers.add(place)
+    if any(int(reached[place].max()) > 1 for place in strangers):
+        raise ModelStateError(
+            "A sample can't be run alone, and within its batch its loss depends on other samples, so it has no "
+            "gradient of its own. Statistics over the batch and losses that compare samples do this. If each sample "
+            "does have its own, pass batches whose tensors have the samples in their first dimension, or batches of "
+            "one sample."
+        )
 
 
 def _random_weights(samples: int) -> Tensor:

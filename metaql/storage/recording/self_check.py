@@ -66,16 +66,19 @@ def shares(gradients: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: square / total if total > 0 else 0.0 for name, square in squares.items()}
 
 
-def require_same_losses(alone: Tensor, together: Tensor, precision: torch.dtype) -> None:
+def require_same_losses(again: Tensor, together: Tensor, precision: torch.dtype, how: str = "on its own") -> None:
     """Raises if a sample's loss depends on the batch it is in, or differs when it is computed again."""
     scale = together.abs().mean() + together.abs()
-    if bool(((alone.double() - together.double()).abs() <= TOLERANCE[precision] * scale).all()):
+    difference = (again.double() - together.double()).abs()
+    if bool((difference <= TOLERANCE[precision] * scale).all()):
         return
+    worst = int(difference.argmax())
     raise ModelStateError(
-        "A sample's loss on its own is not its loss within the batch "
-        f"({alone[0].item():.6g} against {together[0].item():.6g} for one of them), so its gradient is not its own. "
+        f"A sample's loss {how} is not its loss within the batch ({again[worst].item():.6g} against "
+        f"{together[worst].item():.6g} for one of them), so its gradient is not its own. "
         "Causes: losses that divide by the batch (use reduction='none'), dropout or other randomness left on "
-        "(call model.eval(), and pass training=self.training to F.dropout), or statistics over the batch."
+        "(call model.eval(), and pass training=self.training to F.dropout), statistics over the batch, or tensors "
+        "in whose first dimension the samples are not (pass batches of one sample then)."
     )
 
 

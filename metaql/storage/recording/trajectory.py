@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from metaql.errors import BatchError, ModelStateError, SampleIdError, UnsupportedParameterError
+from metaql.errors import BatchError, ModelStateError, NotFiniteError, SampleIdError, UnsupportedParameterError
 from metaql.storage import tables
 from metaql.storage.blocks import Block, size
 from metaql.storage.collection_writer import CollectionWriter
@@ -161,6 +161,8 @@ class Trajectory:
         """Each layer's block, from a pass that is over."""
         self._require_captured(watched)
         is_new = watched.rows.by_data or watched.signature not in self._alignments
+        if is_new:
+            _require_finite_pass(watched)
         alignments = watched.alignments if is_new else self._alignments[watched.signature]
         uses = _aligned(watched, alignments, scale)
         if is_new:
@@ -250,6 +252,17 @@ def _aligned(watched: WatchedStep, alignments: Sequence[Alignment | None] | None
             )
         uses.append(AlignedUse(use, alignment, watched.samples, dy, scale))
     return uses
+
+
+def _require_finite_pass(watched: WatchedStep) -> None:
+    """Raises if NaN or infinity came back to a use: then nothing can be said of where the samples are."""
+    for use, dy in zip(watched.uses, watched.dys, strict=True):
+        if dy is not None and not bool(dy.isfinite().all()):
+            raise NotFiniteError(
+                f"The backward pass of this step brings NaN or infinity to what uses '{use.weight or use.bias}'. Look "
+                "at the losses, inputs and targets of its samples, at the learning rate, or for an overflow in half "
+                "precision."
+            )
 
 
 def _require_sums(uses: Sequence[AlignedUse], watched: WatchedStep) -> None:
