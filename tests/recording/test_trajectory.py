@@ -197,6 +197,19 @@ def test_a_loss_that_is_not_a_number(network, pictures, tmp_path):
         step(network, pictures, tmp_path / "store")
 
 
+@pytest.mark.parametrize(
+    "order", [torch.arange(7, -1, -1), [1, 0, *range(2, 8)], np.roll(np.arange(8), 3), (torch.tensor([7, *range(7)]),)]
+)
+def test_a_batch_that_is_put_in_another_order_within_the_step(order, network, pictures, tmp_path):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    inputs, targets = (each[:8] for each in pictures)
+    with metaql.Recorder(network, tmp_path / "store", dtype="float64") as recorder:
+        with recorder.step(range(8), optimizer):
+            F.cross_entropy(network(inputs[torch.arange(8)]), targets[list(range(8))]).backward()
+        with pytest.warns(UserWarning, match="put in another order"), recorder.step(range(8), optimizer):
+            F.cross_entropy(network(inputs[order]), targets[order]).backward()
+
+
 def test_a_step_without_a_backward_pass(network, pictures, tmp_path):
     with pytest.raises(errors.ModelStateError, match="No backward pass ran inside"):
         step(network, pictures, tmp_path / "store", backward=False)

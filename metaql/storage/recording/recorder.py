@@ -230,11 +230,11 @@ class Recorder:
     ) -> AbstractContextManager[None]:
         """A context around one forward and backward pass of the training loop, which records its samples.
 
-        ``ids`` are those of the batch, in its order. ``reduction`` says how its loss was made of the samples' own:
-        ``"mean"``, ``"sum"``, or a tensor [n] of each sample's factor in it: class weights, positions that are
-        ignored, or a loss divided for gradient accumulation need the tensor, for nothing here can see them. The
-        gradients are recorded as the backward pass sees them, batch norm, dropout and losses that compare samples
-        included. They are committed now and then, by ``checkpoint`` and by ``close``.
+        ``ids`` are those of the batch, in the order of the model's outputs. ``reduction`` says how its loss was made
+        of the samples' own: ``"mean"``, ``"sum"``, or a tensor [n] of each sample's factor in it: class weights,
+        positions that are ignored, or a loss divided for gradient accumulation need the tensor, for nothing here can
+        see them. The gradients are recorded as the backward pass sees them, batch norm, dropout and losses that
+        compare samples included. They are committed now and then, by ``checkpoint`` and by ``close``.
 
         With DistributedDataParallel every rank calls it, with the samples of its own batch and the ``reduction`` of
         its own loss; the step is one for all of them.

@@ -68,6 +68,7 @@ class Trajectory:
         self._rows: list[dict[str, Any]] = []
         self._since = 0.0
         self._steps: int | None = None
+        self._warned = False
 
     @property
     def steps(self) -> int:
@@ -106,12 +107,23 @@ class Trajectory:
             require_finite(blocks, ids)
             turn.own = len(ids), int(self._is_due(blocks))
         self._append(ids, split, blocks)
+        self._warn_if_reordered(watched)
         sizes = [size for size, _ in turn.all]
         common = {"step": self.steps, "batch_size": sum(sizes), "reduction": _name(reduction, sizes)}
         self._rows += [{**group, **common} for group in groups]
         # Rank 0's clock counts.
         if turn.all[0][1]:
             self.commit()
+
+    def _warn_if_reordered(self, watched: WatchedStep) -> None:
+        if watched.reordered and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "Inside recorder.step(...) rows of the batch were put in another order. The samples are told apart by "
+                "the rows of the model's output, and ids are taken to be in that order: if it is not that of the ids, "
+                "shuffle or sort the batch and its ids before the step.",
+                stacklevel=4,
+            )
 
     def commit(self) -> None:
         """Makes the steps so far part of the store."""

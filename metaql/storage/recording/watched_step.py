@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -17,6 +18,7 @@ from metaql.errors import ModelStateError
 from metaql.storage.recording.alignment import Alignment, align_backwards, probes
 from metaql.storage.recording.capture import Capture, CapturedUse
 from metaql.storage.recording.ends import Ends
+from metaql.storage.recording.row_moves import plain_name
 
 
 @contextmanager
@@ -72,6 +74,7 @@ class WatchedStep(Capture):
 
     After it, ``dys`` has dC/dy for each of ``uses`` (None where the loss does not depend on it), ``gradients`` what
     the backward pass brought to each parameter, and ``scale`` the factor that a GradScaler put on the loss.
+    ``reordered`` says that data of all samples were put in another order within it.
     ``mixing`` says that batch norm in training mode is among the operations.
     ``unsettled`` is asked for a signature whether its alignments are still needed; they are then in ``alignments``, and
     the backward passes that find them run within ``around_probes``.
@@ -90,6 +93,7 @@ class WatchedStep(Capture):
         self.dys: list[Tensor | None] = []
         self.gradients: dict[str, Tensor] = {}
         self.scale = 1.0
+        self.reordered = False
         self.alignments: list[Alignment | None] | None = None
         self._unsettled = unsettled
         self._mixing = mixing
@@ -133,6 +137,7 @@ class WatchedStep(Capture):
             self._signature = self.signature
             if self.rows.by_data or self._unsettled(self._signature):
                 self._examine(args[0])
+        self.reordered = self.reordered or _reorders_batch(func, args, self.samples)
         output = super().__torch_function__(func, _types, args, kwargs)
         self._ends.note((*args, *(kwargs or {}).values()), output)
         return output
@@ -203,6 +208,22 @@ class WatchedStep(Capture):
         shapes = [place.leading for place in self._path]
         found = align_backwards(shapes, self.samples, gradients_from, tried, self._mixing)
         return [way for way, place in zip(found, self._path, strict=True) if place.use is not None]
+
+
+def _reorders_batch(func: Callable[..., Any], args: tuple[Any, ...], samples: int) -> bool:
+    """Whether a call puts rows of data that no gradient flows to, one for each sample, in another order."""
+    name = plain_name(func)
+    if name not in ("__getitem__", "index_select") or not isinstance(args[0], Tensor) or args[0].requires_grad:
+        return False
+    index = args[-1][0] if isinstance(args[-1], tuple) and args[-1] else args[-1]
+    along_first = name == "__getitem__" or (len(args) == 3 and args[1] == 0)
+    if not along_first or args[0].shape[:1] != (samples,) or not isinstance(index, (Tensor, list, np.ndarray)):
+        return False
+    order = torch.as_tensor(index)
+    if order.shape != (samples,) or order.is_floating_point() or order.dtype == torch.bool:
+        return False
+    same = torch.arange(samples, device=order.device)
+    return bool((order.sort().values == same).all()) and not bool((order == same).all())
 
 
 def _leading_axes(shape: torch.Size, samples: int) -> tuple[int, ...]:
