@@ -14,6 +14,7 @@ import duckdb
 from metaql.errors import QueryError
 from metaql.storage import tables
 from metaql.storage.store import Store
+from metaql.storage.tables import RELATIONS
 from metaql.udfs.embedding import EMBEDDING, LOGITS, SHAPE
 from metaql.udfs.operators import DEFAULTS
 from metaql.udfs.quoting import literal, quoted
@@ -21,7 +22,6 @@ from metaql.udfs.references import GRADIENT
 from metaql.udfs.register import OPERATORS
 
 ROW = "metaql_row"
-RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs", "embeddings")
 
 
 def create_relations(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import metaql
-from metaql.relations import RELATIONS
+from metaql.storage.tables import RELATIONS
 from metaql.udfs.register import FUNCTIONS, OPERATORS
 from metaql.udfs.session import Session
 

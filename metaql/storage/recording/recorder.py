@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metaql.errors import BatchError, ModelStateError, RecordingError, SampleIdError, UnsupportedParameterError
+from metaql.errors import BatchError, ModelStateError, RecordingError, UnsupportedParameterError
 from metaql.storage.collection_writer import CollectionWriter
 from metaql.storage.group import Group
 from metaql.storage.manifest import CROSS_ENTROPY
 from metaql.storage.recording.batches import identified, input_form, inputs_of, labels, move
+from metaql.storage.recording.continued import require_same_model, require_split
 from metaql.storage.recording.estimate import Estimate, estimate, first_batch
 from metaql.storage.recording.layer_outputs import LayerOutputs
 from metaql.storage.recording.losses import LossFunction, ModelLosses
@@ -24,6 +25,7 @@ from metaql.storage.recording.metadata import as_table, for_samples, require_agr
 from metaql.storage.recording.model_state import digest, mixes_samples, require_repeatable, trainable, weights
 from metaql.storage.recording.optimizers import checkpoint_settings
 from metaql.storage.recording.sample_gradients import BatchGradients, SampleGradients
+from metaql.storage.recording.sample_ids import ids_at, require_new, require_own
 from metaql.storage.recording.trajectory import Reduction, Trajectory
 from metaql.storage.recording.wrappers import distributed, ranks_of, require_whole, runs_copies, unwrapped
 from metaql.storage.schema import Layer
@@ -31,8 +33,6 @@ from metaql.storage.store import Store
 from metaql.storage.writer import Writer
 
 DTYPES = ("float32", "float64", "bfloat16")
-# Names that relations have, which a split of the same name would hide.
-RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs", "embeddings")
 
 
 class Recorder:
@@ -135,7 +135,7 @@ class Recorder:
             self._follow_parameters()
             checkpoint = self._checkpoint_of_these_weights()
             require_repeatable(self._model)
-            self._require_split(split)
+            require_split(split, self._writer.manifest)
             self._require_logits(logits)
             watched = None if embeddings is None else LayerOutputs(self._model, embeddings)
             table = shared(None if metadata is None else as_table(metadata), self._group)
@@ -152,7 +152,7 @@ class Recorder:
         watched: LayerOutputs | None,
     ) -> int:
         batches, total = identified(data, batch_size, self._group)
-        taken = self._ids_at(split, checkpoint)
+        taken = ids_at(split, checkpoint, self._writer.path, self._writer.manifest)
         collection: CollectionWriter | None = None
         progress = tqdm(total=total, desc=f"record {split}", unit="sample", disable=None if self._group.leads else True)
         try:
@@ -246,7 +246,7 @@ class Recorder:
                 "with DistributedDataParallel, or record at checkpoints with collect."
             )
         self._follow_parameters()
-        self._require_split(split)
+        require_split(split, self._writer.manifest)
         return self._trajectory.step(ids, optimizer, split, reduction, mixes_samples(self._model))
 
     def close(self) -> None:
@@ -298,6 +298,9 @@ class Recorder:
         """The layers for all ranks: those that the first rank with any samples has formed."""
         return next((each for each in self._group.gather(formed) if each is not None), ())
 
+    def _require_same_model(self) -> None:
+        require_same_model(self._writer.manifest, self._writer.path, self._parameters, self._losses, self._dtype)
+
     def _share_buffers(self) -> None:
         """Gives every rank the buffers of rank 0, as the next forward pass would."""
         ddp = distributed(self._wrapped)
@@ -328,15 +331,6 @@ class Recorder:
         self._require_same_model()
         self._prepare()
 
-    def _require_split(self, split: str) -> None:
-        if not isinstance(split, str) or not split.strip():
-            raise RecordingError(f"split is a name such as 'train' or 'validation', not {split!r}.")
-        if split.lower() in RELATIONS:
-            raise RecordingError(f"A split can't be named '{split}': every store has a relation of that name.")
-        for other in {each.split for each in self._writer.manifest.collections}:
-            if other != split and other.lower() == split.lower():
-                raise RecordingError(f"There is a split '{other}'; SQL would not tell '{split}' from it. Rename one.")
-
     def _require_logits(self, wanted: bool) -> None:
         if wanted and self._losses != CROSS_ENTROPY:
             raise RecordingError(
@@ -358,30 +352,6 @@ class Recorder:
         self._writer.define(type(self._model).__name__, self._gradients.layers, self._dtype, self._losses)
         return self._writer.collection(split, checkpoint)
 
-    def _require_same_model(self) -> None:
-        manifest = self._writer.manifest
-        if not manifest.layers:
-            return
-        stored = {each.name: each.shape for layer in manifest.layers for each in layer.parameters}
-        given = {name: tuple(each.shape) for name, each in self._parameters.items()}
-        for name in {**stored, **given}:
-            if stored.get(name) != given.get(name):
-                raise ModelStateError(
-                    f"The store at {self._writer.path} records another model or other layers: parameter '{name}' is "
-                    f"{_shape(stored.get(name))} there and {_shape(given.get(name))} here. Use another path, the same "
-                    "layers=, or overwrite=True to begin anew."
-                )
-        if manifest.losses != self._losses:
-            raise RecordingError(
-                f"The store at {self._writer.path} records the gradients of '{manifest.losses}', not of "
-                f"'{self._losses}'. Pass the same losses=, or overwrite=True to begin anew."
-            )
-        if manifest.dtype != self._dtype:
-            raise RecordingError(
-                f"The store at {self._writer.path} keeps {manifest.dtype}, not {self._dtype}. Pass "
-                f"dtype='{manifest.dtype}', or overwrite=True to begin anew."
-            )
-
     def _checkpoint_of_these_weights(self) -> int:
         checkpoints = self._writer.manifest.checkpoints
         if not checkpoints:
@@ -400,52 +370,11 @@ class Recorder:
     def _is_at_newest_checkpoint(self) -> bool:
         return self._writer.manifest.checkpoints[-1].digest == digest(self._model.state_dict())
 
-    def _ids_at(self, split: str, checkpoint: int) -> set[int]:
-        """The samples of the split that this checkpoint has already."""
-        own = [
-            each for each in self._writer.manifest.collections if (each.split, each.checkpoint) == (split, checkpoint)
-        ]
-        if not own:
-            return set()
-        with closing(Store.open(self._writer.path)) as store:
-            return {each for part in own for each in store.table(part.row_file).column("sample_id").to_pylist()}
-
     def _require_types(self, table: Any) -> None:
         require_agreeing(table, self._group)
         if table is not None and self._writer.manifest.collections:
             with closing(Store.open(self._writer.path)) as store:
                 require_same_types(table, store)
-
-
-def require_new(ids: np.ndarray, taken: set[int], split: str) -> None:
-    """Raises if an id is among ``taken`` or comes twice; adds the ids to ``taken``."""
-    before = len(taken)
-    repeated = [each for each in ids.tolist() if each in taken] if taken else []
-    taken.update(ids.tolist())
-    if repeated or len(taken) - before < len(ids):
-        values, counts = np.unique(ids, return_counts=True)
-        example = repeated[0] if repeated else int(values[counts > 1][0])
-        raise SampleIdError(
-            f"Sample {example} of split '{split}' comes twice at this checkpoint. Ids must be those of the samples "
-            "themselves (a position within the batch is not one); leave out what was collected already."
-        )
-
-
-def require_own(ids: Sequence[np.ndarray], split: str, group: Group) -> int:
-    """How many samples all ranks have; raises if there are none, or one came from two ranks."""
-    parts = group.gather(np.concatenate(ids) if ids else np.empty(0, dtype=np.int64))
-    everything = np.concatenate(parts)
-    if not len(everything):
-        raise BatchError(f"data for split '{split}' holds no samples.")
-    values, counts = np.unique(everything, return_counts=True)
-    if len(values) < len(everything):
-        example = int(values[counts > 1][0])
-        raise SampleIdError(
-            f"Sample {example} of split '{split}' comes from ranks "
-            f"{' and '.join(str(rank) for rank, own in enumerate(parts) if example in own)}. Give every rank samples "
-            "of its own; a map-style Dataset is shared out by itself."
-        )
-    return len(everything)
 
 
 def outputs(result: BatchGradients) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
@@ -470,7 +399,3 @@ def logits_of(result: BatchGradients) -> Tensor:
 def _joined(classes: list[Tensor | None]) -> np.ndarray | None:
     known = [each for each in classes if each is not None]
     return torch.cat(known).cpu().numpy() if known and len(known) == len(classes) else None
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else "x".join(map(str, shape)) or "a scalar"
