@@ -5,7 +5,7 @@ import torch
 
 from metaql.storage import tables
 from metaql.storage.store import Store
-from tests.recording.reference import assert_close, gradients_of_rows
+from tests.recording.reference import assert_close, gradients_of_rows, one_by_one
 
 
 def recorded(path):
@@ -36,15 +36,7 @@ def assert_gradients(got, loss_of, model, samples, tolerance=1e-4):
     ids, gradients = got
     assert ids == list(range(samples))
     model.eval()
-    rows = {name: [] for name, each in model.named_parameters() if each.requires_grad}
-    for sample in range(samples):
-        model.zero_grad()
-        loss_of(model, sample).backward()
-        for name, own in rows.items():
-            parameter = model.get_parameter(name)
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            own.append(gradient.flatten().clone())
-    assert_close(gradients, {name: torch.stack(own) for name, own in rows.items()}, tolerance)
+    assert_close(gradients, one_by_one(model, samples, lambda sample: loss_of(model, sample)), tolerance)
 
 
 def assert_same_weights(one, other):

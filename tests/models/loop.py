@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import metaql
 from metaql.storage import tables
 from metaql.storage.store import Store
-from tests.recording.reference import assert_close, gradients_of_rows
+from tests.recording.reference import assert_close, gradients_of_rows, one_by_one
 
 
 def cut(batch, place, samples):
@@ -30,16 +30,7 @@ def classified(model, batch):
 
 def by_loop(model, batch, samples, losses):
     """name => [samples, elements], each sample alone."""
-    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    rows = {name: [] for name in parameters}
-    for place in range(samples):
-        model.zero_grad()
-        losses(model, cut(batch, place, samples)).sum().backward()
-        for name, parameter in parameters.items():
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()
-            rows[name].append(gradient.detach().flatten().clone())
-    model.zero_grad()
-    return {name: torch.stack(own) for name, own in rows.items()}
+    return one_by_one(model, samples, lambda place: losses(model, cut(batch, place, samples)).sum())
 
 
 def numbered(batches):

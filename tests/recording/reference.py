@@ -9,19 +9,25 @@ from metaql.storage.recording.batches import take
 from metaql.storage.recording.losses import ModelLosses
 
 
-def by_loop(model, batch, samples, losses=None):
-    """name => [samples, elements], each sample alone."""
-    model = copy.deepcopy(model)
-    function = ModelLosses(model, losses)
-    rows = {name: [] for name, each in model.named_parameters() if each.requires_grad}
+def one_by_one(model, samples, loss_of):
+    """name => [samples, elements] of ``loss_of(k)``, the loss of sample k alone."""
+    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    rows = {name: [] for name in parameters}
     for sample in range(samples):
         model.zero_grad()
-        function(take(batch, samples, [sample])).sum().backward()
-        for name, own in rows.items():
-            parameter = model.get_parameter(name)
+        loss_of(sample).backward()
+        for name, parameter in parameters.items():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()
-            own.append(gradient.detach().flatten())
+            rows[name].append(gradient.detach().flatten().clone())
+    model.zero_grad()
     return {name: torch.stack(own) for name, own in rows.items()}
+
+
+def by_loop(model, batch, samples, losses=None):
+    """name => [samples, elements], each sample alone, by a copy of the model."""
+    model = copy.deepcopy(model)
+    function = ModelLosses(model, losses)
+    return one_by_one(model, samples, lambda sample: function(take(batch, samples, [sample])).sum())
 
 
 def split_by_parameter(layers, blocks):
