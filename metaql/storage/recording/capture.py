@@ -22,7 +22,7 @@ from metaql.errors import ModelStateError
 from metaql.storage.recording.lookups import Lookups
 from metaql.storage.recording.operations import OPERATIONS, Use
 from metaql.storage.recording.operations.views import is_parameter, root
-from metaql.storage.recording.row_moves import INDEXING, ORDERING, RowMoves, plain_name, tensors_in
+from metaql.storage.recording.row_moves import INDEXING, ORDERING, RowMoves, is_in_place, plain_name, tensors_in
 
 # What leaves a parameter's gradient as it is, if it is called with numbers and types beside the parameter.
 SHIFTS = frozenset([
@@ -105,7 +105,7 @@ class Capture(TorchFunctionMode):
             with self:
                 return inner(*args, **kwargs)
         constant = bool(tensors) and all(self._is_constant(each) for each in tensors)
-        if _is_in_place(func) and tensors:
+        if is_in_place(func) and tensors:
             for use in self._lookups.before_change(tensors[0]):
                 self._add(*use)
         output = func(*args, **kwargs)
@@ -137,7 +137,7 @@ class Capture(TorchFunctionMode):
     ) -> None:
         """Remembers a parameter plus a number, as in (1 + weight) * x, or in another precision."""
         own = self._unshifted(args[0]) if args else None
-        if _is_in_place(func):
+        if is_in_place(func):
             self._shifted.pop(id(output), None)
         elif func in SHIFTS and not kwargs and isinstance(own, torch.nn.Parameter) and isinstance(output, Tensor):
             plain = output.is_floating_point() and own.is_floating_point() and output.shape == own.shape
@@ -203,11 +203,6 @@ def may_permute_rows(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         return False
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     return any(isinstance(each, (Tensor, list)) or hasattr(each, "__array__") for each in index)
-
-
-def _is_in_place(func: Callable[..., Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _describe(func: Callable[..., Any]) -> str:

@@ -132,11 +132,15 @@ def plain_name(func: Callable[..., Any]) -> str:
     return name if name.startswith("__") else name.removesuffix("_")
 
 
+def is_in_place(func: Callable[..., Any]) -> bool:
+    """Whether the function changes what it is called with first."""
+    name: str = getattr(func, "__name__", "")
+    return name in _OPERATORS_IN_PLACE if name.startswith("__") else name.endswith("_")
+
+
 def _overwritten(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that a call changes in place."""
-    name: str = getattr(func, "__name__", "")
-    in_place = name in _OPERATORS_IN_PLACE if name.startswith("__") else name.endswith("_")
-    return list(tensors_in([*(args[:1] if in_place else ()), kwargs.get("out")]))
+    return list(tensors_in([*(args[:1] if is_in_place(func) else ()), kwargs.get("out")]))
 
 
 def _holds_array(value: Any) -> bool:
