@@ -29,7 +29,7 @@ from metaql.storage.vector_writer import VectorFiles
 _FLUSH_BYTES = 16 << 20
 _FIRST_FLUSH_BYTES = 1 << 20
 # With many layers the largest buffer goes earlier, so that they don't hold more than this together.
-_BUFFERED_BYTES = 512 << 20
+_BUFFERED_BYTES = 256 << 20
 # What waits for the writing thread; beyond it, ``append`` waits.
 _QUEUED_BYTES = 256 << 20
 _FLUSH_ROWS = 1 << 16

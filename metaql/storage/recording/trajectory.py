@@ -35,7 +35,7 @@ from metaql.storage.writer import Writer
 Reduction = Literal["mean", "sum"] | Tensor
 
 # A crash loses at most what came after the last commit: so much, or so long.
-COMMIT_BYTES = 1 << 28
+COMMIT_BYTES = 1 << 30
 COMMIT_SECONDS = 30.0
 
 
