@@ -1,11 +1,15 @@
 """Models that put samples elsewhere on the way, in other places for each batch; and that seem to."""
 
+import collections
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from metaql import errors
 from metaql.storage.recording import sample_gradients
 from metaql.storage.recording.losses import ModelLosses
 from metaql.storage.recording.sample_gradients import SampleGradients
@@ -181,9 +185,30 @@ def test_what_holds_for_all_batches_is_examined_once(monkeypatch):
     examined = []
     examine = SampleGradients._examine
     monkeypatch.setattr(SampleGradients, "_examine", lambda self, run: examined.append(run) or examine(self, run))
-    monkeypatch.setattr(sample_gradients, "_owned", None)
+    looked = []
+    owned = sample_gradients._owned
+    monkeypatch.setattr(sample_gradients, "_owned", lambda *given: looked.append(given) or owned(*given))
     assert_exact_in_all_batches(Constant())
     assert len(examined) == 1
+    assert len(looked) == math.floor(math.log2(len(list(batches()))))
+
+
+@pytest.mark.parametrize("batch", [2, 3, 5])
+def test_losses_that_compare_samples_in_later_batches_only(batch):
+    """As contrastive losses do where classes come twice; refused in one of the next batches that are looked at."""
+    data = [(torch.randn(4, 4, dtype=torch.float64), torch.arange(4)) for _ in range(8)]
+    for _, classes in data[batch - 1 :]:
+        classes.zero_()
+
+    def losses(model, batch):
+        points = torch.tanh(model(batch[0]))
+        alike = (batch[1][:, None] == batch[1]) & ~torch.eye(len(points), dtype=torch.bool)
+        return points.square().sum(1) - (points @ points.T * alike).sum(1)
+
+    model = nn.Linear(4, 3).double()
+    source = SampleGradients(ModelLosses(model, losses), dict(model.named_parameters()), "float64")
+    with pytest.raises(errors.ModelStateError, match="not its loss within the batch"):
+        collections.deque(source.of(each, np.arange(4)) for each in data)
 
 
 def test_a_few_samples_that_trade_places_are_examined_again(monkeypatch):
