@@ -250,6 +250,22 @@ def test_a_gradient_that_is_not_finite_names_its_sample(network, pictures, tmp_p
             recorder.collect([(torch.arange(1000, 1040), (inputs, targets))], "train")
 
 
+def test_a_gradient_that_the_stores_type_can_not_hold(network, pictures, tmp_path):
+    """Finite in the model's float64, and infinity in float32."""
+
+    def losses(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none") * 10.0 ** (20.0 * batch[1].double())
+
+    for dtype in ("float64", "float32", "bfloat16"):
+        with metaql.Recorder(network, tmp_path / dtype, losses=losses, dtype=dtype) as recorder:
+            recorder.checkpoint()
+            if dtype == "float64":
+                recorder.collect(TensorDataset(*pictures), "train")
+                continue
+            with pytest.raises(errors.NotFiniteError, match="needs dtype='float64'"):
+                recorder.collect(TensorDataset(*pictures), "train")
+
+
 @pytest.mark.parametrize(
     "data, message",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -68,11 +69,22 @@ def _gradient(parameter: Parameter, uses: Sequence[AlignedUse], replayed: Mappin
     return None
 
 
-def require_finite(blocks: Mapping[str, Block], ids: np.ndarray) -> None:
-    """Raises if a gradient is NaN or infinite, naming the layer and the sample."""
+def require_finite(blocks: Mapping[str, Block], ids: np.ndarray, dtype: str) -> None:
+    """Raises if a gradient is NaN or infinite, or will be in the store's ``dtype``, naming the layer and the sample."""
     for name, block in blocks.items():
         for part in (block,) if not isinstance(block, Tied) else (block.projection, block.table):
-            _require_finite(name, part, ids)
+            _require_finite(name, _as_stored(part, dtype), ids)
+
+
+def _as_stored(block: Factored | Full, dtype: str) -> Factored | Full:
+    """Numbers of float64 as the store keeps them; of the other types all fit into each."""
+
+    def change(values: Tensor) -> Tensor:
+        return values.to(getattr(torch, dtype)) if values.dtype == torch.float64 else values
+
+    if isinstance(block, Full):
+        return Full(change(block.gradient))
+    return replace(block, prefix=change(block.prefix), suffix=change(block.suffix))
 
 
 def _require_finite(name: str, block: Factored | Full, ids: np.ndarray) -> None:
@@ -82,7 +94,8 @@ def _require_finite(name: str, block: Factored | Full, ids: np.ndarray) -> None:
         return
     raise NotFiniteError(
         f"The gradient of layer '{name}' is NaN or infinite for sample {ids[_first_broken(block)]}. Look for sqrt, "
-        "log or division at zero in the model, at the learning rate, or for an overflow in half precision."
+        "log or division at zero in the model, at the learning rate, or for an overflow in half precision; what is "
+        "larger than the store's type can hold needs dtype='float64'."
     )
 
 

@@ -161,7 +161,7 @@ class SampleGradients:
         uses = [use for use in _aligned(run, plan.alignments) if not _replaces(replayed, use)]
         assert self.layers is not None
         blocks = {layer.name: make_block(layer, uses, replayed, samples) for layer in self.layers}
-        sample_blocks.require_finite(blocks, ids)
+        sample_blocks.require_finite(blocks, ids, self._dtype)
         return BatchGradients(run.values.detach(), run.logits, blocks, embeddings)
 
     def _embeddings(self, run: _Run, watched: LayerOutputs) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ class Trajectory:
             watched.stop()
         with self._group.together("step") as turn:
             blocks = self._blocks(watched, 1.0 / (factors * watched.scale))
-            require_finite(blocks, ids)
+            require_finite(blocks, ids, self._dtype)
             turn.own = len(ids), int(self._is_due(blocks))
         self._append(ids, split, blocks)
         self._warn_if_reordered(watched)
