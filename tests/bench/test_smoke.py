@@ -116,8 +116,12 @@ def test_mislabelled(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyP
     mislabelled.measure(report, "10 % flipped", labels, mislabelled.Sizes(1, 80, 1, 8))
     mislabelled.judge(report)
     rows = write(report, mislabelled.plot(report), tmp_path)["rows"]
-    assert [row["ranking"] for row in rows] == ["self-influence", "influence", "loss"]
-    assert [len(row["precisions"]) for row in rows] == [14, 14, 1]
+    assert [row["ranking"] for row in rows] == list(mislabelled.RANKINGS)
+    assert {len(row["precisions"]) for row in rows} == {14}
+    assert len(set(rows[-1]["precisions"])) == 1, "the loss is no sum over layers"
+    # By one layer both ways of taking the cosine are the same.
+    assert rows[0]["precisions"][0] == rows[1]["precisions"][0]
+    assert rows[0]["auc_last"] == pytest.approx(rows[1]["auc_last"])
     assert all(0 <= row["auc"] <= 1 for row in rows)
 
 
