@@ -227,6 +227,9 @@ def lay_out(costs: Constants, layer: Layer, positions: float) -> float:
         return layer.width * costs.result + positions * (costs.row + o * costs.gather) + costs.call
     flops = 2 * positions * _weights(layer) * costs.flop
     numbers = positions * sum(factor_widths(layer)) * (costs.load + costs.result)
+    if layer.kind == "conv":
+        # Its patches are made of the input.
+        numbers += positions * factor_widths(layer)[0] * costs.gather
     return flops + numbers + layer.width * costs.result + costs.call
 
 

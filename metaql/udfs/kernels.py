@@ -16,6 +16,8 @@ from metaql.udfs.slices import columns, cut, joined, move, numbers, padded, posi
 
 # Laid-out gradients of one step: more of them than the caches hold, since each is read once only.
 LAID_OUT_BUDGET = 32 << 20
+# Columns of laid-out gradients that are multiplied at a time: float32 sums over many more of them lose digits.
+STRETCH = 1 << 14
 
 
 def pairs(term: Term, left: Block, right: Block, machine: Constants = SHIPPED) -> Tensor:
@@ -59,10 +61,10 @@ def side(block: Block) -> Side:
     return Side(block.samples, None if isinstance(block, Full) else positions(block))
 
 
-def restored(layer: Layer, block: Block) -> Tensor:
-    """The gradients themselves, [n, layer.width]."""
+def restored(layer: Layer, block: Block, out: Tensor | None = None) -> Tensor:
+    """The gradients themselves, [n, layer.width]; in ``out`` where there is one."""
     # Padding first: laying out samples of different lengths is a loop over them.
-    return lay_out(layer, block if isinstance(block, Full) else block.each(padded))
+    return lay_out(layer, block if isinstance(block, Full) else block.each(padded), out)
 
 
 def _has_factors(term: Term, left: Side, right: Side) -> bool:
@@ -95,11 +97,18 @@ def _full_matrix(term: Term, left: Block, right: Block) -> Tensor:
     own, other = _shared_columns(term)
     result = numbers(left).new_zeros(left.samples, right.samples)
     for across in _laid_out_steps(term, right):
-        others = columns(term.right, other, restored(term.right, _slice(right, across))).T
+        others = columns(term.right, other, restored(term.right, _slice(right, across)))
         for down in _laid_out_steps(term, left):
             some = columns(term.left, own, restored(term.left, _slice(left, down)))
-            torch.mm(some, others, out=result[down, across])
+            _add_products(some, others, result[down, across])
     return result
+
+
+def _add_products(left: Tensor, right: Tensor, result: Tensor) -> None:
+    """Adds every row on the left times every one on the right."""
+    for begin in range(0, left.shape[1], STRETCH):
+        part = slice(begin, begin + STRETCH)
+        result.addmm_(left[:, part], right[:, part].T)
 
 
 def _shared_columns(term: Term) -> tuple[tuple[int, ...], tuple[int, ...]]:

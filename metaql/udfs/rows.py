@@ -34,6 +34,10 @@ class Rows:
         """Their block."""
         return self.source.read(layer, self.numbers[part])
 
+    def stored(self, layer: Layer, part: slice) -> tuple[Layer, Block]:
+        """Their block as it is kept, and the layer that says how."""
+        return self.source.stored(layer, self.numbers[part])
+
     def blocks(self, layer: Layer) -> Iterator[slice]:
         """Slices of the rows whose blocks have a bounded size, and need no copy where that can be had."""
         begin = 0

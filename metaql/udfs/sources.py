@@ -27,6 +27,9 @@ class Source(Protocol):
     def read(self, layer: Layer, rows: Ints) -> Block:
         """The unfolded block of these rows, in this order, on the source's device."""
 
+    def stored(self, layer: Layer, rows: Ints) -> tuple[Layer, Block]:
+        """The same as it is kept, which may have to be unfolded, and the layer that says so."""
+
     def row_bytes(self, layer: Layer) -> int:
         """Bytes of an average row of such a block."""
 
@@ -54,9 +57,12 @@ class StoreSource:
         self._stored = {layer.name: layer for layer in store.layers}
 
     def read(self, layer: Layer, row_numbers: Ints) -> Block:
-        stored = self._stored[layer.name]
-        block = (self._blocks or self.store).read(stored, row_numbers)
+        stored, block = self.stored(layer, row_numbers)
         return rows(stored, block) if isinstance(block, Factored) else block
+
+    def stored(self, layer: Layer, row_numbers: Ints) -> tuple[Layer, Block]:
+        stored = self._stored[layer.name]
+        return stored, (self._blocks or self.store).read(stored, row_numbers)
 
     def row_bytes(self, layer: Layer) -> int:
         if layer.name not in self._row_bytes:

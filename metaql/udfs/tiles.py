@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from math import ceil
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from metaql.udfs.patterns import Term
 from metaql.udfs.references import Floats, Ints
 from metaql.udfs.rows import BLOCK_BYTES, Rows, floats
 from metaql.udfs.session import Session
-from metaql.udfs.slices import steps
+from metaql.udfs.slices import numbers, steps
 
 # A matrix may hold this many times the pairs asked for: a product of matrices is so much faster than single ones.
 MATRIX_WASTE = 4
@@ -28,6 +29,8 @@ REPEATS = 8
 PIECE_SECONDS = 0.1
 # Gradients that were laid out for many products.
 KEPT_BYTES = 256 << 20
+# Gradients that are laid out to be multiplied with those: the more of them, the fewer times those are read.
+TILE_BYTES = 128 << 20
 # Rows, columns, and their products.
 Piece = tuple[slice, slice, Tensor]
 
@@ -67,22 +70,27 @@ def _as_stored(session: Session, term: Term, left: Rows, right: Rows) -> Iterato
 
 def _laid_out(session: Session, term: Term, left: Rows, right: Rows) -> Iterator[Piece]:
     """As many right gradients as may be kept are laid out once, and the left ones once for each lot of these."""
+    nothing = space = torch.empty(0)
     for across in steps(len(right), term.right.width, KEPT_BYTES):
-        kept = Full(_restored(term.right, right, across))
-        for part in left.blocks(term.left):
-            for down in _short(session, term, side(kept), _side(left, term.left, part), part):
+        kept = Full(_restored(session, term.right, right, across, nothing))
+        for part in steps(len(left), term.left.width, TILE_BYTES):
+            tile = _restored(session, term.left, left, part, space)
+            space = max(space, tile, key=len)
+            for down in _short(session, term, side(kept), Side(len(tile), None), slice(0, len(tile))):
                 session.work.go_on()
-                yield down, across, matrix(term, left.read(term.left, down), kept, session.costs)
+                place = slice(part.start + down.start, part.start + down.stop)
+                yield place, across, matrix(term, Full(tile[down]), kept, session.costs)
 
 
-def _restored(layer: Layer, rows: Rows, part: slice) -> Tensor:
-    """Gradients laid out a few at a time, each of which takes twice its own room meanwhile: [rows, layer.width]."""
-    count, result = part.stop - part.start, torch.empty(0)
+def _restored(session: Session, layer: Layer, rows: Rows, part: slice, space: Tensor) -> Tensor:
+    """Gradients laid out a few at a time, in the space if that is large enough: [rows, layer.width]."""
+    count = part.stop - part.start
     for some in steps(count, layer.width, LAID_OUT_BUDGET):
-        laid_out = restored(layer, rows.read(layer, slice(part.start + some.start, part.start + some.stop)))
-        result = laid_out.new_empty(count, layer.width) if not some.start else result
-        result[some] = laid_out
-    return result
+        session.work.go_on()
+        stored, block = rows.stored(layer, slice(part.start + some.start, part.start + some.stop))
+        space = numbers(block).new_empty(count, layer.width) if len(space) < count else space
+        restored(stored, block, space[some])
+    return space[:count]
 
 
 def _side(rows: Rows, layer: Layer, part: slice = slice(None)) -> Side:
@@ -97,7 +105,7 @@ def _short(session: Session, term: Term, one: Side, other: Side, part: slice) ->
     if term.by_factors:
         ways = costs.matrix(session.costs, term.left, one, other)
         seconds = ways[session.costs.choose(ways)]
-    size = max(1, int((part.stop - part.start) * PIECE_SECONDS / max(seconds, PIECE_SECONDS)))
+    size = max(1, ceil((part.stop - part.start) / max(1, round(seconds / PIECE_SECONDS))))
     for begin in range(part.start, part.stop, size):
         yield slice(begin, min(begin + size, part.stop))
 

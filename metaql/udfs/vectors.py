@@ -152,6 +152,9 @@ class VectorSource:
     def read(self, layer: Layer, row_numbers: Ints) -> Block:
         return join(layer, [self.vectors.block(number, layer) for number in row_numbers.tolist()])
 
+    def stored(self, layer: Layer, row_numbers: Ints) -> tuple[Layer, Block]:
+        return layer, self.read(layer, row_numbers)
+
     def row_bytes(self, layer: Layer) -> int:
         return 4 * layer.width
 

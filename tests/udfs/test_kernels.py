@@ -146,6 +146,7 @@ def test_laid_out_gradients_are_made_a_few_at_a_time(
     budget: int, plain: SimpleNamespace, draw: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "LAID_OUT_BUDGET", budget)
+    monkeypatch.setattr(kernels, "STRETCH", 5)
     rng = np.random.default_rng(6)
     layer = draw.layer(rng, "conv")
     left, right = draw.factors(rng, layer, 7, "fixed"), draw.factors(rng, layer, 7, "ragged")

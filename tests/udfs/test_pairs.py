@@ -74,6 +74,7 @@ def test_scores(con: Any, measure: str, join: str) -> None:
 def test_scores_in_small_pieces(con: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     expected = plain(con, "inner_product")
     monkeypatch.setattr(tiles, "KEPT_BYTES", 64)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 96)
     monkeypatch.setattr(tiles, "LAID_OUT_BUDGET", 32)
     monkeypatch.setattr(tiles, "PIECE_SECONDS", 1e-6)
     session_of(con).costs = Constants(forced=frozenset({way}))
