@@ -33,41 +33,42 @@ from bench import data
 from bench.models import VGG
 from bench.report import Report, table
 
-# A sample's products with the validation samples' mean gradient of each class, layer by layer, and both sides' norms.
+# Each sample's products with two mean gradients of the validation set, that of all and that of the samples whose class
+# is its label, layer by layer, and both sides' norms.
 TABLES = {
-    "products": """
-SELECT t.sample_id, d.layer, v.label AS class, avg(inner_product(t.gradient, layers(v.gradient, d.layer))) AS product
+    "every": """
+SELECT t.sample_id, d.layer, avg(inner_product(t.gradient, layers(v.gradient, d.layer))) AS every
 FROM train t, validation v, depths d GROUP BY ALL""",
+    "fits": """
+SELECT t.sample_id, d.layer, avg(inner_product(t.gradient, layers(v.gradient, d.layer))) AS fit
+FROM train t, validation v, depths d WHERE v.label = t.label GROUP BY ALL""",
     "own": "SELECT t.sample_id, d.layer, pow(norm(layers(t.gradient, d.layer)), 2) AS own FROM train t, depths d",
     "sizes": """
-WITH means AS (SELECT label AS class, avg(gradient) AS mean FROM validation GROUP BY label)
-SELECT m.class, d.layer, pow(norm(layers(m.mean, d.layer)), 2) AS size FROM means m, depths d""",
+WITH means AS (SELECT label, avg(gradient) AS mean FROM validation GROUP BY label)
+SELECT m.label, d.layer, pow(norm(layers(m.mean, d.layer)), 2) AS size FROM means m, depths d""",
     # Products and squared norms are sums over layers, so those of the last n layers are running sums.
     "grown": """
 WITH each AS (
-  SELECT sample_id, class, depth, sum(product) AS product, sum(own) AS own, sum(size) AS size
-  FROM products JOIN own USING (sample_id, layer) JOIN sizes USING (class, layer) JOIN depths USING (layer)
-  GROUP BY ALL)
-SELECT sample_id, class, depth, sum(product) OVER last AS product, sum(own) OVER last AS own,
-  sum(size) OVER last AS size, avg(product / nullif(sqrt(own * size), 0)) OVER last AS cosine
-FROM each WINDOW last AS (PARTITION BY sample_id, class ORDER BY depth)""",
+  SELECT sample_id, depth, sum(every) AS every, sum(fit) AS fit, sum(own) AS own, sum(size) AS size
+  FROM every JOIN own USING (sample_id, layer) JOIN train USING (sample_id) JOIN depths USING (layer)
+  LEFT JOIN fits USING (sample_id, layer) LEFT JOIN sizes USING (label, layer) GROUP BY ALL)
+SELECT sample_id, depth, sum(every) OVER last AS every, sum(fit) OVER last AS fit, sum(own) OVER last AS own,
+  sum(size) OVER last AS size, avg(fit / nullif(sqrt(own * size), 0)) OVER last AS cosine
+FROM each WINDOW last AS (PARTITION BY sample_id ORDER BY depth)""",
 }
 CHOSEN = "mean cosine of layers with its label's class"
-# Aggregates over the classes of one sample.
 RANKINGS = {
-    CHOSEN: "-any_value(cosine) FILTER (class = label)",
-    "cosine of all layers as one": "-any_value(product / nullif(sqrt(own * size), 0)) FILTER (class = label)",
-    "influence on its label's class": "-any_value(product) FILTER (class = label)",
-    "influence on the class that it harms most": "-min(product)",
-    "influence on all classes": "-avg(product)",
-    "self-influence": "any_value(own)",
-    "loss": "any_value(loss)",
+    CHOSEN: "-cosine",
+    "cosine of all layers as one": "-fit / nullif(sqrt(own * size), 0)",
+    "influence on its label's class": "-fit",
+    "influence on all classes": "-every",
+    "self-influence": "own",
+    "loss": "loss",
 }
 # AUC is the share of pairs of a wrong and a right label in which the wrong one comes first, of all classes together.
 FOUND = """
 WITH scores AS (
-  SELECT sample_id, depth, wrong, label, {score} AS score
-  FROM grown JOIN train USING (sample_id) GROUP BY sample_id, depth, wrong, label),
+  SELECT sample_id, depth, wrong, label, {score} AS score FROM grown JOIN train USING (sample_id)),
 ranked AS (
   SELECT depth, wrong, row_number() OVER (PARTITION BY depth ORDER BY score DESC, sample_id) AS overall,
     percent_rank() OVER (PARTITION BY depth, label ORDER BY score DESC, sample_id) AS share FROM scores),
