@@ -37,11 +37,13 @@ from bench.report import Report, table
 # is its label, layer by layer, and both sides' norms.
 TABLES = {
     "every": """
-SELECT t.sample_id, d.layer, avg(inner_product(t.gradient, layers(v.gradient, d.layer))) AS every
-FROM train t, validation v, depths d GROUP BY ALL""",
+WITH means AS (SELECT avg(gradient) AS mean FROM validation)
+SELECT t.sample_id, d.layer, inner_product(t.gradient, layers(m.mean, d.layer)) AS every
+FROM train t, means m, depths d""",
     "fits": """
-SELECT t.sample_id, d.layer, avg(inner_product(t.gradient, layers(v.gradient, d.layer))) AS fit
-FROM train t, validation v, depths d WHERE v.label = t.label GROUP BY ALL""",
+WITH means AS (SELECT label, avg(gradient) AS mean FROM validation GROUP BY label)
+SELECT t.sample_id, d.layer, inner_product(t.gradient, layers(m.mean, d.layer)) AS fit
+FROM train t JOIN means m USING (label), depths d""",
     "own": "SELECT t.sample_id, d.layer, pow(norm(layers(t.gradient, d.layer)), 2) AS own FROM train t, depths d",
     "sizes": """
 WITH means AS (SELECT label, avg(gradient) AS mean FROM validation GROUP BY label)
