@@ -5,7 +5,8 @@ training loop; the same loop with each step inside ``recorder.step``; plain forw
 samples in evaluation mode; ``recorder.collect`` of the same samples; and storing full gradients, made by torch.func's
 vmap of grad and written to the disk in float32, of few samples, since they take so much room. ``collect`` ends with a
 commit, synced to the disk, and so does what is stored in full. Exits with 1 when a recorded gradient is not autograd's
-or a promise is missed.
+or a promise is missed. torch has one thread (``OMP_NUM_THREADS`` gives it more), for two that share two processors with
+the thread that writes, and with whatever else runs, wait for each other more than they compute.
 
     python -m bench.record_models
     python -m bench.record_models --full         # VGG16 of width 64, BERT-base
@@ -23,6 +24,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch

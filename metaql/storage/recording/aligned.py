@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -30,7 +30,7 @@ class AlignedUse:
     @cached_property
     def prefix(self) -> Tensor:
         """[n, positions, output width], in float32 or float64."""
-        return self._scaled(self._unscaled())
+        return _scaled(self._unscaled(), self.scale)
 
     @cached_property
     def suffix(self) -> Tensor:
@@ -55,9 +55,9 @@ class AlignedUse:
         use = self.captured.use
         rows = slice(None) if chosen is None else list(chosen)
         if self.alignment == Alignment(0) and len(use.inputs) == self.samples:
-            gradients = use.operation.gradients(use, self.dy)
+            gradients = use.operation.gradients(replace(use, inputs=use.inputs[rows]), self.dy[rows])
             if gradients is not None:
-                return self._scaled(gradients.flatten(1))[rows]
+                return _scaled(gradients.flatten(1), None if self.scale is None else self.scale[rows])
         return products(use.operation.kind, self.suffix[rows], self.prefix[rows], use.groups, shape)
 
     def bias_gradient(self, chosen: Sequence[int] | None = None) -> Tensor:
@@ -85,13 +85,12 @@ class AlignedUse:
         use = self.captured.use
         return at_least_float32(self._align(use.operation.prefix(use, self.dy)).flatten(1, -2))
 
-    def _scaled(self, values: Tensor) -> Tensor:
-        if self.scale is None:
-            return values
-        return values * self.scale.to(values.device, values.dtype).reshape(-1, *[1] * (values.dim() - 1))
-
     def _align(self, values: Tensor) -> Tensor:
         return self.alignment.apply(values, len(self.captured.leading), self.samples)
+
+
+def _scaled(values: Tensor, scale: Tensor | None) -> Tensor:
+    return values if scale is None else values * scale.to(values).reshape(-1, *[1] * (values.dim() - 1))
 
 
 def mixtures(
