@@ -332,7 +332,8 @@ def plot(report: Report) -> Any:
         else:
             axis.set_xscale("log", base=2)
     axes[0][0].set_ylabel("CPU seconds")
-    axes[0][0].legend()
+    # Over the plots: within them it would hide points.
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 0.95), ncols=4)
     return figure
 
 
