@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import metaql
-from bench.report import Report, require, table
+from bench.report import Report, bars, require, table
 from bench.score_rows import SHAPES
 from bench.stores import fill, linear
 from bench.timing import interleaved, median, seconds
@@ -131,22 +131,8 @@ def measure(
 
 def plot(report: Report) -> Any:
     """What reading and multiplying would take beside what the query takes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(report.rows) + 1))
     keys = {"reading": "reading alone", "multiplying": "multiplying alone", "cpu": "query, CPU"}
-    for number, (key, label) in enumerate(keys.items()):
-        places = [place + 0.27 * (number - 1) for place in range(len(report.rows))]
-        axes.barh(places, [row[key] for row in report.rows], height=0.27, label=label)
-    axes.set_yticks(range(len(report.rows)), [row["query"] for row in report.rows])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("ms")
-    axes.legend()
-    return figure
+    return bars(report.rows, "query", keys, "ms")[0]
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 import metaql
-from bench.report import Report, require, table
+from bench.report import Report, require, subplots, table
 from bench.stores import fill, linear
 from bench.timing import interleaved, median
 from metaql.storage.info import info
@@ -138,12 +138,7 @@ def judge(report: Report) -> list[dict[str, Any]]:
 
 def plot(report: Report) -> Any:
     """Time and bytes by samples, layers and checkpoints."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4))
+    figure, axes = subplots(1, 3, figsize=(15, 4))
     for axis, key in zip(axes, ("samples", "layers", "checkpoints"), strict=True):
         rows = [row for row in report.rows if row["section"] == key]
         for name, label in (("fresh", "query, CPU ms"), ("again", "again, CPU ms")):

@@ -31,7 +31,7 @@ from torch.utils.data import TensorDataset
 import metaql
 from bench import data
 from bench.models import VGG
-from bench.report import Report, table
+from bench.report import Report, subplots, table
 
 # Each sample's products with two mean gradients of the validation set, that of all and that of the samples whose class
 # is its label, layer by layer, and both sides' norms.
@@ -226,13 +226,8 @@ def judge(report: Report) -> None:
 
 def plot(report: Report) -> Any:
     """Precision by the number of layers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(dict.fromkeys(row["labels"] for row in report.rows))
-    figure, axes = pyplot.subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False)
+    figure, axes = subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         rows = [row for row in report.rows if row["labels"] == name]
         for row in rows:

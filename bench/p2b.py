@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 import metaql
-from bench.report import Report, require, table
+from bench.report import Report, require, subplots, table
 from bench.stores import fill, linear, mapped
 from bench.timing import interleaved, median, median_ratio
 from metaql.storage.store import Store
@@ -212,13 +212,8 @@ def judge(report: Report) -> None:
 
 def plot(report: Report) -> Any:
     """CPU time by batch size, a panel for each number of positions."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     kinds = sorted({row["positions"] for row in report.rows})
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=(5 * len(kinds), 4), squeeze=False)
+    figure, axes = subplots(1, len(kinds), figsize=(5 * len(kinds), 4), squeeze=False)
     names = {
         "sql": "MetaQL",
         "again": "MetaQL, again",

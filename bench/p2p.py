@@ -30,7 +30,7 @@ from torch import Tensor
 
 import metaql
 from bench.models import VGG
-from bench.report import Report, require, table
+from bench.report import Report, require, subplots, table
 from bench.stores import layer_bytes
 from bench.timing import Seconds, median, seconds
 from bench.workloads import Workload, attention, bert, linear, vgg
@@ -303,18 +303,13 @@ def judge(report: Report) -> None:
 
 def plot(report: Report) -> Any:
     """CPU time of each way, by layer, width and number of samples."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     by: dict[str, Callable[[dict[str, Any]], Any]] = {
         "layers": lambda row: row["layer"],
         "widths": lambda row: int(row["layer"].rpartition("x")[2]),
         "samples": lambda row: row["samples"],
     }
     sections = {row["section"]: by[row["section"]] for row in report.rows}
-    figure, axes = pyplot.subplots(1, len(sections), figsize=(5 * len(sections), 4), squeeze=False)
+    figure, axes = subplots(1, len(sections), figsize=(5 * len(sections), 4), squeeze=False)
     for axis, (section, place) in zip(axes[0], sections.items(), strict=True):
         rows = [row for row in report.rows if row["section"] == section]
         for key, label in (

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import metaql
-from bench.report import Report, require, table
+from bench.report import Report, require, subplots, table
 from bench.timing import Seconds, interleaved, median, median_ratio
 from bench.workloads import Workload, bert, vgg
 from metaql.storage.blocks import lay_out
@@ -200,12 +200,7 @@ def judge(report: Report) -> None:
 
 def plot(report: Report) -> Any:
     """Milliseconds a sample of each way."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(report.rows), figsize=(5 * len(report.rows), 4), squeeze=False)
+    figure, axes = subplots(1, len(report.rows), figsize=(5 * len(report.rows), 4), squeeze=False)
     names = {"loop": "loop", "step": "with step", "passes": "passes", "collect": "collect", "full": "in full"}
     for axis, row in zip(axes[0], report.rows, strict=True):
         axis.bar(list(names.values()), [row[key] for key in names])

@@ -107,6 +107,30 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
+def subplots(*arguments: Any, **settings: Any) -> Any:
+    """A figure and its axes, as from ``pyplot.subplots``, drawn without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(*arguments, **settings)
+
+
+def bars(rows: Sequence[Mapping[str, Any]], name: str, keys: Mapping[str, str], unit: str) -> Any:
+    """A figure with some bars for each row, ``keys`` (key => label) on one logarithmic axis; and its axes."""
+    figure, axes = subplots(figsize=(8, 0.47 * len(rows) + 1))
+    for number, (key, label) in enumerate(keys.items()):
+        places = [place + 0.27 * (number - 1) for place in range(len(rows))]
+        axes.barh(places, [row[key] for row in rows], height=0.27, label=label)
+    axes.set_yticks(range(len(rows)), [row[name] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel(unit)
+    axes.legend()
+    return figure, axes
+
+
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> str:
     """Rows as a Markdown table; ``columns`` picks and renames them, key => heading."""
     columns = columns or {key: key for key in (rows[0] if rows else {})}

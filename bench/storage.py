@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.models import VGG
-from bench.report import Report, require, table
+from bench.report import Report, bars, require, table
 from bench.stores import layer_bytes
 from bench.workloads import Workload, attention, bert, vgg
 from metaql.storage.schema import Layer
@@ -145,22 +145,9 @@ def judge(report: Report) -> None:
 
 def plot(report: Report) -> Any:
     """How much smaller than the full gradient: the paper's as computed, ours in both precisions."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(report.rows) + 1))
     keys = {"paper_computed": "paper's factors", "ratio": "ours, float32", "ratio_half": "ours, bfloat16"}
-    for number, (key, label) in enumerate(keys.items()):
-        places = [place + 0.27 * (number - 1) for place in range(len(report.rows))]
-        axes.barh(places, [row[key] for row in report.rows], height=0.27, label=label)
-    axes.set_yticks(range(len(report.rows)), [row["layer"] for row in report.rows])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
+    figure, axes = bars(report.rows, "layer", keys, "times smaller than the full gradient")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times smaller than the full gradient")
-    axes.legend()
     return figure
 
 

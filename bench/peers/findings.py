@@ -7,7 +7,7 @@ from typing import Any
 from bench.peers.metaql import NEW, RECORDED
 from bench.peers.run import is_exact_over_all
 from bench.peers.ways import WAYS
-from bench.report import Report, table
+from bench.report import Report, subplots, table
 
 COLUMNS = {
     "way": "",
@@ -86,10 +86,8 @@ def page(report: Report) -> list[str]:
 
 def plot(report: Report) -> Any:
     """Bars of the first and the second question, side by side for each network."""
-    import matplotlib.pyplot as plt
-
     networks = _by_network(report)
-    figure, axes = plt.subplots(1, len(networks), figsize=(7 * len(networks), 5.5), squeeze=False, layout="constrained")
+    figure, axes = subplots(1, len(networks), figsize=(7 * len(networks), 5.5), squeeze=False, layout="constrained")
     for axis, (network, rows) in zip(axes[0], networks.items(), strict=True):
         names = list(rows)[::-1]
         for shift, key, label in ((0.2, "cold", "first question"), (-0.2, "second", "second question")):
