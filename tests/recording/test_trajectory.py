@@ -168,15 +168,13 @@ def test_batch_norm_and_dropout_are_recorded_as_seen(pictures, tmp_path):
 # What is refused.
 
 
-def step(model, data, path, ids=range(8), backward=True, **options):
+def step(model, data, path, ids=range(8), **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with (
         metaql.Recorder(model, path, dtype="float64") as recorder,
         recorder.step(ids, optimizer, **options),
     ):
-        loss = F.cross_entropy(model(data[0][:8]), data[1][:8])
-        if backward:
-            loss.backward()
+        F.cross_entropy(model(data[0][:8]), data[1][:8]).backward()
 
 
 def test_a_parameter_without_factors_is_named_with_its_share(pictures, tmp_path):
@@ -210,9 +208,74 @@ def test_a_batch_that_is_put_in_another_order_within_the_step(order, network, pi
             F.cross_entropy(network(inputs[order]), targets[order]).backward()
 
 
-def test_a_step_without_a_backward_pass(network, pictures, tmp_path):
-    with pytest.raises(errors.ModelStateError, match="No backward pass ran inside"):
-        step(network, pictures, tmp_path / "store", backward=False)
+class Words(nn.Module):
+    """One prediction for each of eight positions, and their mean: as many as the batch has samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(x).mean(1)
+
+
+def _of_parts(model, data, size):
+    return [F.cross_entropy(model(x), y) for x, y in zip(data[0].split(size), data[1].split(size), strict=True)]
+
+
+def _one_after_another(model, data, size):
+    for x, y in zip(data[0].split(size), data[1].split(size), strict=True):
+        F.cross_entropy(model(x), y).backward()
+
+
+def _both_first(model, data):
+    losses = [F.cross_entropy(model(data[0]), data[1]), model(data[0]).square().mean()]
+    for loss in losses:
+        loss.backward()
+
+
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize(
+    "within, error, message",
+    [
+        (lambda m, d: m(d[0]), errors.ModelStateError, "ran inside .*, but no backward pass did. Call loss.backward"),
+        (lambda m, d: None, errors.ModelStateError, "No backward pass ran inside .*, nor did the recorded model"),
+        (lambda m, d: d[2].backward(), errors.ModelStateError, "is that of a forward pass outside of it"),
+        (lambda m, d: d[3].backward(), errors.ModelStateError, "came to none of the recorded parameters"),
+        (_both_first, errors.ModelStateError, "2 backward passes ran inside .*, each of a forward pass of its own"),
+        (lambda m, d: _one_after_another(m, d, 4), errors.ModelStateError, r"\d backward passes .* reduction="),
+        (lambda m, d: _one_after_another(m, d, 1), errors.ModelStateError, r"\d backward passes .* a recorder.step"),
+        (lambda m, d: sum(_of_parts(m, d, 4)).backward(), errors.SampleIdError, r"8 samples, .* ran 2 times .* \[4, "),
+        (lambda m, d: sum(_of_parts(m, d, 1)).backward(), errors.SampleIdError, r"8 samples, .* ran 8 times .* \[1, "),
+        (lambda m, d: torch.stack(_of_parts(m, d, 1)).mean().backward(), errors.SampleIdError, "ran 8 times"),
+    ],
+)
+def test_passes_that_are_not_one_of_each(within, error, message, positions, network, pictures, tmp_path):
+    """One forward pass and its backward pass make a step: nothing else is recorded, least of all wrongly."""
+    model = Words().double() if positions else network
+    data = torch.randn(8, 8, 6).double() if positions else pictures[0][:8], pictures[1][:8]
+    outside = F.cross_entropy(model(data[0]), data[1])
+    others = torch.ones(8, requires_grad=True).sum()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with metaql.Recorder(model, tmp_path / "store", dtype="float64") as recorder:
+        with pytest.raises(error, match=message), recorder.step(range(8), optimizer):
+            within(model, (*data, outside, others))
+        with recorder.step(range(8), optimizer):
+            F.cross_entropy(model(data[0]), data[1]).backward()
+    assert Store.open(tmp_path / "store").manifest.collections[0].rows == 8
+
+
+def test_losses_of_one_forward_pass_may_go_backwards_one_by_one(network, pictures, tmp_path):
+    inputs, targets = (each[:8] for each in pictures)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    expected = by_loop(network, (inputs, targets), 8)
+    with (
+        metaql.Recorder(network, tmp_path / "store", dtype="float64") as recorder,
+        recorder.step(range(8), optimizer, reduction="sum"),
+    ):
+        for loss in F.cross_entropy(network(inputs), targets, reduction="none"):
+            loss.backward(retain_graph=True)
+    assert_steps(tmp_path / "store", [expected])
 
 
 @pytest.mark.parametrize("reduction", ["none", torch.ones(7), torch.zeros(8)])

@@ -13,19 +13,18 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from metaql.errors import BatchError, ModelStateError, NotFiniteError, SampleIdError, UnsupportedParameterError
+from metaql.errors import BatchError
 from metaql.storage import tables
 from metaql.storage.blocks import Block, size
 from metaql.storage.collection_writer import CollectionWriter
 from metaql.storage.group import Group
-from metaql.storage.recording.aligned import AlignedUse, mixtures
-from metaql.storage.recording.alignment import Alignment, candidates
+from metaql.storage.recording.alignment import Alignment
 from metaql.storage.recording.batches import integer_ids
 from metaql.storage.recording.layering import form_layers
 from metaql.storage.recording.model_state import unchanging
 from metaql.storage.recording.optimizers import step_settings
 from metaql.storage.recording.sample_blocks import make_block, require_finite, require_same_form
-from metaql.storage.recording.self_check import disagreeing, exceeds_rounding, shares
+from metaql.storage.recording.step_checks import aligned_uses, require_captured, require_finite_pass, require_sums
 from metaql.storage.recording.watched_step import WatchedStep, noting_scale
 from metaql.storage.recording.wrappers import as_written, unaveraged
 from metaql.storage.schema import Layer
@@ -171,14 +170,14 @@ class Trajectory:
 
     def _blocks(self, watched: WatchedStep, scale: Tensor) -> dict[str, Block]:
         """Each layer's block, from a pass that is over."""
-        self._require_captured(watched)
+        require_captured(watched)
         is_new = watched.rows.by_data or watched.signature not in self._alignments
         if is_new:
-            _require_finite_pass(watched)
+            require_finite_pass(watched)
         alignments = watched.alignments if is_new else self._alignments[watched.signature]
-        uses = _aligned(watched, alignments, scale)
+        uses = aligned_uses(watched, alignments, scale)
         if is_new:
-            _require_sums(uses, watched)
+            require_sums(uses, watched)
         if not self._layers:
             fired = set(watched.gradients)
             formed = form_layers(self._parameters, uses, fired, set(self._parameters) - fired, self._dtype)
@@ -189,31 +188,6 @@ class Trajectory:
             assert alignments is not None
             self._alignments[watched.signature] = alignments
         return {layer.name: make_block(layer, uses, {}, watched.samples) for layer in self._layers}
-
-    def _require_captured(self, watched: WatchedStep) -> None:
-        if not any(dy is not None for dy in watched.dys) and not watched.gradients:
-            raise ModelStateError(
-                "No backward pass ran inside recorder.step(...). Put the forward pass and loss.backward() into it."
-            )
-        for use in watched.uses:
-            use.require_unchanged()
-        seen = {
-            name
-            for use, dy in zip(watched.uses, watched.dys, strict=True)
-            if dy is not None
-            for name in (use.weight, use.bias)
-        }
-        lost = [name for name in watched.gradients if name in watched.other or name not in seen]
-        if lost:
-            share = shares(watched.gradients)
-            listed = ", ".join(
-                f"'{name}' ({share[name]:.0%} of the squared gradient, in {watched.other.get(name, 'unseen code')})"
-                for name in lost
-            )
-            raise UnsupportedParameterError(
-                f"Along the trajectory these parameters have no factors: {listed}. Leave them out with layers=, or "
-                "record at checkpoints with collect, which has a way for every parameter."
-            )
 
 
 def _name(reduction: Reduction, sizes: Sequence[int]) -> str:
@@ -238,57 +212,3 @@ def _factors(reduction: Reduction, samples: int) -> Tensor:
             f"{list(factors.shape)} {factors.flatten()[:5].tolist()}. A sample of factor zero leaves no gradient."
         )
     return factors
-
-
-def _aligned(watched: WatchedStep, alignments: Sequence[Alignment | None] | None, scale: Tensor) -> list[AlignedUse]:
-    if alignments is None:
-        raise ModelStateError(
-            "The backward pass could not be watched: call loss.backward() on the loss itself inside recorder.step(...)."
-        )
-    uses = []
-    for use, alignment, dy in zip(watched.uses, alignments, watched.dys, strict=True):
-        if dy is None:
-            continue
-        if alignment is None:
-            name = use.weight or use.bias
-            if any(alignments) and not candidates(use.leading, watched.samples):
-                raise UnsupportedParameterError(
-                    f"Along the trajectory '{name}' has no factors: it is used on an input of shape "
-                    f"{list(use.use.inputs.shape)} that all samples share. Leave it out with layers=, or record at "
-                    "checkpoints with collect, which has a way for every parameter."
-                )
-            raise SampleIdError(
-                f"ids holds {watched.samples} samples, but the operation that uses '{name}' saw an "
-                f"input of shape {list(use.use.inputs.shape)}, in which they can't be told apart. Give one id for each "
-                "sample of the batch, in its order; a model that mixes its samples has to be recorded with collect."
-            )
-        uses.append(AlignedUse(use, alignment, watched.samples, dy, scale))
-    return uses
-
-
-def _require_finite_pass(watched: WatchedStep) -> None:
-    """Raises if NaN or infinity came back to a use: then nothing can be said of where the samples are."""
-    for use, dy in zip(watched.uses, watched.dys, strict=True):
-        if dy is not None and not bool(dy.isfinite().all()):
-            raise NotFiniteError(
-                f"The backward pass of this step brings NaN or infinity to what uses '{use.weight or use.bias}'. Look "
-                "at the losses, inputs and targets of its samples, at the learning rate, or for an overflow in half "
-                "precision."
-            )
-
-
-def _require_sums(uses: Sequence[AlignedUse], watched: WatchedStep) -> None:
-    """Raises unless the captured uses add up to what the backward pass brought to each parameter."""
-    coarsest = max((use.dy.dtype for use in uses), key=lambda dtype: torch.finfo(dtype).eps)
-    got = mixtures(uses, watched.gradients.keys())
-    expected = {name: each[None].cpu() for name, each in watched.gradients.items()}
-    wrong = disagreeing(got, expected, coarsest)
-    # Batch norm takes a bias out again: terms cancel, and what is left of them is rounding.
-    sizes = mixtures(uses, wrong, magnitudes=True)
-    wrong = {name for name in wrong if exceeds_rounding(got[name] - expected[name].flatten(1), sizes[name], coarsest)}
-    if wrong:
-        raise UnsupportedParameterError(
-            f"The samples' gradients of {', '.join(map(repr, sorted(wrong)))} do not add up to what the backward pass "
-            "brought: it is changed by a hook, or used where it can't be watched. Leave it out with layers=, or record "
-            "with collect."
-        )

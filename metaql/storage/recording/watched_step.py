@@ -73,7 +73,8 @@ class WatchedStep(Capture):
     """A context around a forward and backward pass of a batch of so many ``samples``.
 
     After it, ``dys`` has dC/dy for each of ``uses`` (None where the loss does not depend on it), ``gradients`` what
-    the backward pass brought to each parameter, and ``scale`` the factor that a GradScaler put on the loss.
+    the backward pass brought to each parameter, and ``scale`` the factor that a GradScaler put on the loss. ``passes``
+    counts the calls of ``loss.backward()``, and ``passes_of_uses`` says which of them came to each use.
     ``reordered`` says that data of all samples were put in another order within it.
     ``mixing`` says that batch norm in training mode is among the operations.
     ``unsettled`` is asked for a signature whether its alignments are still needed; they are then in ``alignments``, and
@@ -91,6 +92,8 @@ class WatchedStep(Capture):
     ) -> None:
         super().__init__(parameters, samples, constants, on_use=self._watch, on_move=self._note_landmark)
         self.dys: list[Tensor | None] = []
+        self.passes = 0
+        self.passes_of_uses: list[set[int]] = []
         self.gradients: dict[str, Tensor] = {}
         self.scale = 1.0
         self.reordered = False
@@ -132,6 +135,8 @@ class WatchedStep(Capture):
     def __torch_function__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.Tensor.backward:
+            self.passes += 1
         if func is torch.Tensor.backward and self.uses:
             self._signature = None
             self._signature = self.signature
@@ -153,21 +158,20 @@ class WatchedStep(Capture):
         except RuntimeError as error:
             if all(dy is None for dy in self.dys):
                 raise
-            raise ModelStateError(
-                "Several backward passes ran inside one recorder.step(...). Give each its own, with the forward "
-                "pass and the ids that belong to it."
-            ) from error
+            raise several_passes(self.passes) from error
         finally:
             self._probing = False
 
     def _watch(self, captured: CapturedUse, output: Tensor) -> None:
         place = len(self.dys)
         self.dys.append(None)
+        self.passes_of_uses.append(set())
         self._path.append(_Place(captured.edge, captured.use.axes, output.shape, output.dtype, output.device, place))
 
         def keep(dy: Tensor) -> None:
             if self._probing:
                 return
+            self.passes_of_uses[place].add(self.passes)
             before = self.dys[place]
             self.dys[place] = dy if before is None else before + dy
 
@@ -208,6 +212,15 @@ class WatchedStep(Capture):
         shapes = [place.leading for place in self._path]
         found = align_backwards(shapes, self.samples, gradients_from, tried, self._mixing)
         return [way for way, place in zip(found, self._path, strict=True) if place.use is not None]
+
+
+def several_passes(number: int) -> ModelStateError:
+    """The error for so many pairs of a forward and a backward pass."""
+    return ModelStateError(
+        f"{number} backward passes ran inside one recorder.step(...), each of a forward pass of its own. Put each such "
+        "pair into a recorder.step(...) of its own, with its ids, and let reduction= say what factor its samples have. "
+        "Gradients add up until the optimizer's step as before."
+    )
 
 
 def _reorders_batch(func: Callable[..., Any], args: tuple[Any, ...], samples: int) -> bool:
