@@ -40,14 +40,29 @@ def tensors(batch: Any) -> list[Tensor]:
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """The batch on the device."""
+    """The batch on the device. BatchError for tensors without values, or out of which samples can't be cut."""
     for tensor in tensors(batch):
         if tensor.is_nested:
             raise BatchError(
                 "The batch holds a nested (jagged) tensor, out of which samples can't be cut. Pad it with "
                 "torch.nested.to_padded_tensor, and let the model or losses= leave the padding out."
             )
+        if tensor.layout in (torch.sparse_bsr, torch.sparse_bsc):
+            raise BatchError(
+                f"The batch holds a sparse tensor in blocks ({tensor.layout}), out of which samples can't be cut. Pass "
+                "it as tensor.to_dense(), or as tensor.to_sparse_coo() if the model needs it sparse."
+            )
+        if tensor.is_meta:
+            raise BatchError(
+                "The batch holds a tensor on the meta device, where it has no values. Load the data onto the CPU or "
+                "the model's device."
+            )
     return map_tensors(lambda tensor: tensor.to(device), batch)
+
+
+def has_sparse(batch: Any) -> bool:
+    """Whether a tensor of the batch is sparse."""
+    return any(tensor.layout != torch.strided for tensor in tensors(batch))
 
 
 def take(batch: Any, samples: int, chosen: Sequence[int]) -> Any:
@@ -171,6 +186,11 @@ def inputs_of(batch: Any, samples: int) -> Tensor:
         raise BatchError(
             "inputs=True keeps the inputs of batches like (inputs, targets), where inputs is one tensor with the "
             "samples in its first dimension; this batch has none such. Record with inputs=False."
+        )
+    if inputs.layout != torch.strided:
+        raise BatchError(
+            "inputs=True keeps dense inputs, and these are sparse. Pass batches of inputs.to_dense(), or record with "
+            "inputs=False."
         )
     return inputs.detach().cpu().clone()
 

@@ -104,6 +104,11 @@ def _cross_entropy(model: nn.Module, batch: Any) -> SampleLosses:
             "The default loss is cross entropy of the model's logits [n, classes]; this model returns "
             f"{_describe(logits)}. Pass losses=, a function of (model, batch) that returns one loss for each sample."
         )
+    if targets.layout != torch.strided:
+        raise BatchError(
+            "The default loss, cross entropy, takes no sparse targets. Pass them as classes [n], or as "
+            "targets.to_dense()."
+        )
     if targets.is_floating_point() and targets.shape != logits.shape:
         raise BatchError(
             "The default loss is cross entropy, and these targets are not classes: "
@@ -113,6 +118,13 @@ def _cross_entropy(model: nn.Module, batch: Any) -> SampleLosses:
         raise BatchError(
             f"A loss for each position of a sample (logits {_describe(logits)}) can be reduced in several ways. Pass "
             "losses=, a function of (model, batch) that returns one loss for each sample."
+        )
+    if logits.dim() > 2 and _has_two_readings(logits, targets):
+        raise BatchError(
+            f"Logits {_describe(logits)} and targets {_describe(targets)} can be read in two ways: with the classes in "
+            "dimension 1, as torch does, or in the last one, as models of sequences do. Say which by losses=, such as "
+            "lambda model, batch: cross_entropy(model(batch[0]), batch[1], reduction='none').flatten(1).mean(1); where "
+            "the classes are in the last, with .movedim(-1, 1) behind model(batch[0]) and behind targets of that shape."
         )
     try:
         values = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -125,6 +137,11 @@ def _cross_entropy(model: nn.Module, batch: Any) -> SampleLosses:
     if values.dim() > 1:
         values = _mean_over_positions(values, targets)
     return SampleLosses(values, logits if logits.dim() == 2 else None)
+
+
+def _has_two_readings(logits: Tensor, targets: Tensor) -> bool:
+    """Whether classes may be in the last dimension as well as in dimension 1, where torch takes them to be."""
+    return targets.is_floating_point() or targets.shape == logits.shape[:1] + logits.shape[2:] == logits.shape[:-1]
 
 
 def _split(batch: Any) -> tuple[Any, Tensor]:

@@ -29,8 +29,6 @@ def trainable(model: nn.Module, patterns: Sequence[str] | str | None) -> dict[st
             )
         if isinstance(each, nn.UninitializedParameter):
             raise ModelStateError(f"Parameter '{name}' has no shape yet. Run the lazy model once first.")
-        if each.is_meta:
-            raise ModelStateError(f"Parameter '{name}' is on the meta device, where it has no values. Load them first.")
     # A parameter without elements has no gradient to keep.
     everything = {name: each for name, each in everything.items() if each.numel()}
     if not everything:
@@ -53,6 +51,15 @@ def trainable(model: nn.Module, patterns: Sequence[str] | str | None) -> dict[st
 
 def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def require_values(model: nn.Module) -> None:
+    """Raises if a part of the model is on the meta device."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ModelStateError(
+                f"'{name}' is on the meta device, where it has no values. Load the whole model before it is recorded."
+            )
 
 
 def require_repeatable(model: nn.Module) -> None:

@@ -22,7 +22,14 @@ from metaql.storage.recording.estimate import Estimate, estimate, first_batch
 from metaql.storage.recording.layer_outputs import LayerOutputs
 from metaql.storage.recording.losses import LossFunction, ModelLosses
 from metaql.storage.recording.metadata import as_table, for_samples, require_agreeing, require_same_types, shared
-from metaql.storage.recording.model_state import digest, mixes_samples, require_repeatable, trainable, weights
+from metaql.storage.recording.model_state import (
+    digest,
+    mixes_samples,
+    require_repeatable,
+    require_values,
+    trainable,
+    weights,
+)
 from metaql.storage.recording.optimizers import checkpoint_settings
 from metaql.storage.recording.sample_gradients import BatchGradients, SampleGradients
 from metaql.storage.recording.sample_ids import ids_at, require_new, require_own
@@ -39,9 +46,9 @@ class Recorder:
     """Records the per-sample gradients of a model into the store at ``path``.
 
     ``losses(model, batch)`` returns the samples' own losses, a tensor [n]; by default cross entropy of
-    ``model(inputs)`` against targets, for batches of (inputs, targets) or dicts with ``labels``. ``layers`` are
-    shell patterns of parameter names to record, a module's name standing for all of its parameters; None records
-    every trainable parameter. ``dtype`` is that on disk: ``float32``, ``float64`` or ``bfloat16``. ``inputs`` keeps
+    ``model(inputs)``, [n, classes, ...], against targets, for batches of (inputs, targets) or dicts with ``labels``.
+    ``layers`` are shell patterns of parameter names to record, a module's name standing for all of its parameters;
+    None records every trainable parameter. ``dtype`` is that on disk: ``float32``, ``float64`` or ``bfloat16``. ``inputs`` keeps
     the samples' inputs too. A store that exists is continued if it is of the same model; ``overwrite`` begins
     it anew.
 
@@ -77,6 +84,7 @@ class Recorder:
                 self._parameters = trainable(self._model, layers)
                 self._function = ModelLosses(self._model, losses)
                 require_whole(self._model)
+                require_values(self._model)
                 self._writer = Writer.open(path, overwrite=overwrite, group=self._group)
                 undo.callback(self._writer.close)
                 self._require_same_model()

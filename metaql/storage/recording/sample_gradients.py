@@ -25,7 +25,7 @@ from metaql.storage.blocks import Block
 from metaql.storage.recording import losses, sample_blocks
 from metaql.storage.recording.aligned import AlignedUse, mixtures
 from metaql.storage.recording.alignment import LEAK, Alignment, align, candidates, owns, probes
-from metaql.storage.recording.batches import take
+from metaql.storage.recording.batches import has_sparse, take
 from metaql.storage.recording.capture import Capture
 from metaql.storage.recording.layer_outputs import LayerOutputs
 from metaql.storage.recording.layering import form_layers
@@ -230,7 +230,7 @@ class SampleGradients:
         routes = {**dict.fromkeys(captured, CAPTURED), **dict.fromkeys(unused, UNUSED)}
         routes.update(self._replay_routes(run, rest, reference) if can_cut else dict.fromkeys(rest, WITHIN))
         routes, replayed = self._confirm_replayed(run, _Plan(alignments, routes), mixture)
-        self._warn_of_slow(routes, reference)
+        self._warn_of_slow(run.batch, routes, reference)
         if self.layers is None:
             self.layers = self._settle(form_layers(self._parameters, uses, captured, unused, self._dtype))
         plan = self._plans[run.signature] = _Plan(alignments, routes)
@@ -350,7 +350,7 @@ class SampleGradients:
     def _some(self, names: set[str]) -> dict[str, torch.nn.Parameter]:
         return {name: parameter for name, parameter in self._parameters.items() if name in names}
 
-    def _warn_of_slow(self, routes: Mapping[str, str], reference: Gradients) -> None:
+    def _warn_of_slow(self, batch: Any, routes: Mapping[str, str], reference: Gradients) -> None:
         slow = {name for name, route in routes.items() if route in (LOOP, WITHIN)} - self._warned
         if slow:
             self._warned |= slow
@@ -358,7 +358,7 @@ class SampleGradients:
             listed = ", ".join(f"{name} ({share[name]:.0%} of the squared gradient)" for name in sorted(slow))
             warnings.warn(
                 f"Recorded by running samples one by one, which is exact but slow: {listed}. To go faster, leave them "
-                "out with layers=.",
+                f"out with layers={', or pass dense inputs' if has_sparse(batch) else ''}.",
                 stacklevel=2,
             )
 
