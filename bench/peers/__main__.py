@@ -5,7 +5,7 @@ against M other query samples. Every library runs in a process and an environmen
 documentation recommends for speed, on one thread; the ways take turns. Exits with 1 when scores that are meant to be
 exact are not, or a promise is not kept.
 
-    python -m bench.peers                                # N = 2,000, M = 100
+    python -m bench.peers                                # N = 5,000, M = 100
     python -m bench.peers --full                         # N = 10,000, M = 200, and a VGG16
     python -m bench.peers --environments DIR             # where to make the environments; .peers by default
     python -m bench.peers --only metaql,torch,captum     # some packages
@@ -42,7 +42,9 @@ def main() -> int:
             way = WAYS[row["way"]]
             require(way.package != "metaql" or "error" not in row, f"{way.name}: {row.get('error')}")
             if is_exact_over_all(way) and "error" not in row:
-                require(row["difference"] < 1e-3, f"{way.name} is meant to be exact and is off by {row['difference']}")
+                require(
+                    row["difference"] < 1e-3, f"{way.name} is meant to be exact and is off by {row['difference']:.2g}"
+                )
     promises(report)
     report.remark(
         f"{options.rows:,} training and {options.queries} query samples, {options.rounds} rounds in turns, medians; "
@@ -57,12 +59,12 @@ def _options() -> Any:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--rows", type=int, help="training samples")
     parser.add_argument("--queries", type=int, help="query samples in each of the two questions")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one process")
     parser.add_argument("--environments", type=Path, default=ROOT / ".peers")
     parser.add_argument("--only", help="packages, separated by commas")
     options = parser.parse_args()
-    options.rows = options.rows or (10_000 if options.full else 2_000)
+    options.rows = options.rows or (10_000 if options.full else 5_000)
     options.queries = options.queries or (200 if options.full else 100)
     options.environments = options.environments.resolve()
     return options

@@ -21,7 +21,7 @@ COLUMNS = {
     "memory_mb": "memory MB",
     "disk_mb": "disk MB",
     "spearman": "Spearman",
-    "difference": "largest error",
+    "difference": "error",
 }
 
 

@@ -42,7 +42,9 @@ def loop(case: Case, folder: Path) -> Ask:
 def kept(case: Case, folder: Path) -> Ask:
     """Training gradients stay in memory for the next query."""
     gradients = gradients_of(case)
-    train = torch.cat([gradients(each) for each in batches(case.train, BATCH)])
+    train = torch.empty(len(case.train[0]), sum(each.numel() for each in case.state.values()))
+    for rows, each in zip(train.split(BATCH), batches(case.train, BATCH), strict=True):
+        rows.copy_(gradients(each))
     return lambda number: train @ gradients(case.queries[number]).T
 
 
