@@ -48,9 +48,9 @@ class Recorder:
     ``losses(model, batch)`` returns the samples' own losses, a tensor [n]; by default cross entropy of
     ``model(inputs)``, [n, classes, ...], against targets, for batches of (inputs, targets) or dicts with ``labels``.
     ``layers`` are shell patterns of parameter names to record, a module's name standing for all of its parameters;
-    None records every trainable parameter. ``dtype`` is that on disk: ``float32``, ``float64`` or ``bfloat16``. ``inputs`` keeps
-    the samples' inputs too. A store that exists is continued if it is of the same model; ``overwrite`` begins
-    it anew.
+    None records every trainable parameter. ``dtype`` is that on disk: ``float32``, ``float64`` or ``bfloat16``.
+    ``inputs`` keeps the samples' inputs too. A store that exists is continued if it is of the same model;
+    ``overwrite`` begins it anew.
 
     A stored gradient is that of the sample's own loss, whatever mean the training loop takes. Use it as a context
     manager, or call ``close``.
