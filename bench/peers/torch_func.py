@@ -42,7 +42,7 @@ def loop(case: Case, folder: Path) -> Ask:
 def kept(case: Case, folder: Path) -> Ask:
     """Training gradients stay in memory for the next query."""
     gradients = gradients_of(case)
-    train = torch.empty(len(case.train[0]), sum(each.numel() for each in case.state.values()))
+    train = torch.empty(len(case.train[0]), sum(each.numel() for each in case.model().parameters()))
     for rows, each in zip(train.split(BATCH), batches(case.train, BATCH), strict=True):
         rows.copy_(gradients(each))
     return lambda number: train @ gradients(case.queries[number]).T
