@@ -2,12 +2,14 @@
 
 import copy
 import random
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
@@ -297,6 +299,15 @@ def test_what_cannot_be_recorded_is_refused_before_training(trained, tmp_path):
     refused("split 'train' is a list", [(Points(3).points, torch.zeros(3, dtype=torch.long))])
     refused("can't be called 'train'", valid={"train": loader(Points(3))})
     refused("no ModelCheckpoint", when="save")
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
+def test_parameters_in_parts_are_refused_before_training(kind, tmp_path):
+    """By the strategy's type; to make a trainer with one takes GPUs, or DeepSpeed."""
+    trainer = SimpleNamespace(strategy=object.__new__(kind))
+    with pytest.raises(errors.RecordingError, match=rf"{kind.__name__} keeps a part .* metaql.Recorder"):
+        RecorderCallback(tmp_path / "store").on_train_start(trainer, Network())
+    assert not (tmp_path / "store").exists()
 
 
 def test_sql_finds_what_the_callback_recorded(trained, tmp_path):

@@ -19,6 +19,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -355,6 +356,26 @@ def test_what_cannot_be_recorded_is_refused_before_training(arguments, tmp_path)
         trained(classifier(), arguments(), RecorderCallback(tmp_path / "store", when="save"))
     with pytest.raises(errors.RecordingError, match="when can be 'end', 'epoch', 'save'"):
         RecorderCallback(tmp_path / "store", when="step")
+
+
+@pytest.mark.parametrize("plugin", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_parameters_in_parts_are_refused_before_training(plugin, arguments, tmp_path):
+    """The trainer says so itself; to have it so for real takes several processes, or DeepSpeed."""
+
+    class Sharding(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            setattr(trainer, plugin, True)
+
+    model = classifier()
+    before = copy.deepcopy(model)
+    callbacks = [Sharding(), RecorderCallback(tmp_path / "store")]
+    trainer = Trainer(
+        model, arguments(), data_collator=padded, train_dataset=Sentences(12, one_class), callbacks=callbacks
+    )
+    with pytest.raises(errors.RecordingError, match=r"FSDP and DeepSpeed keep a part .* metaql.Recorder"):
+        trainer.train()
+    assert_same_weights(model, before)
+    assert not (tmp_path / "store").exists()
 
 
 def test_sql_finds_what_the_callback_recorded(arguments, tmp_path):
