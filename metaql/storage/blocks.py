@@ -13,12 +13,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from metaql.storage.schema import Layer, Unfold, parts
+from metaql.storage.patches import multiply_patches, unfold
+from metaql.storage.schema import Layer, parts
 
 # Samples that differ in their number of positions are read more slowly: merging has to save this much.
 _WORTH_MERGING = 0.1
-# Bytes of patches that a processor makes of a convolution's inputs at a time, so that its caches still have them.
-_PATCHES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -106,31 +105,6 @@ def whole(found: Sequence[Block]) -> Block:
     return Tied(projection, table)
 
 
-def unfold(geometry: Unfold, inputs: Tensor) -> Tensor:
-    """The patches a convolution sees: inputs [n, channels, *spatial] => [n, s, g·i], in the order of its output.
-
-    A view of [n, g·i, s], in which runs of pixels stay together: copying them so is several times faster.
-    """
-    patches = _patches(geometry, inputs)
-    # Said in numbers: of no inputs torch can't tell how many positions they have.
-    width, positions = inputs.shape[1] * prod(geometry.kernel), prod(patches.shape[-len(geometry.kernel) :])
-    return patches.reshape(len(inputs), width, positions).transpose(1, 2)
-
-
-def _patches(geometry: Unfold, inputs: Tensor) -> Tensor:
-    """A view of inputs, padded, as patches: [n, channels, *kernel, *spatial]."""
-    pads = [amount for pair in reversed(geometry.padding) for amount in pair]
-    patches = torch.nn.functional.pad(inputs, pads) if any(pads) else inputs
-    dimensions = len(geometry.kernel)
-    for axis, (size, stride, dilation) in enumerate(
-        zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)
-    ):
-        patches = patches.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    spatial = tuple(range(2, 2 + dimensions))
-    kernel = tuple(range(2 + dimensions, 2 + 2 * dimensions))
-    return patches.permute(0, 1, *kernel, *spatial)
-
-
 def rows(layer: Layer, block: Factored) -> Factored:
     """The block with one suffix row a position: unfolds a convolution's stored input, else changes nothing."""
     if layer.unfold is None:
@@ -153,14 +127,15 @@ def lay_out(layer: Layer, block: Block, out: Tensor | None = None) -> Tensor:
     if isinstance(block, Tied):
         (projection, first), (table, second) = split(layer, block)
         return lay_out(projection, first, out).add_(lay_out(table, second))
-    if isinstance(block, Factored) and block.offsets is None and layer.kind in _OUTER and layer.groups == 1:
+    if isinstance(block, Factored) and block.offsets is None and _by_products(layer):
         return _lay_out_products(layer, block, out)
     gradients = block.gradient if isinstance(block, Full) else _laid_out(layer, rows(layer, block))
     return gradients if out is None else out.copy_(gradients)
 
 
-# Kinds of layers whose factors are multiplied as columns with rows.
-_OUTER = ("linear", "conv")
+def _by_products(layer: Layer) -> bool:
+    """Whether its gradients are products of columns with rows."""
+    return layer.unfold is not None or (layer.kind in ("linear", "conv") and layer.groups == 1)
 
 
 def _lay_out_products(layer: Layer, block: Factored, out: Tensor | None) -> Tensor:
@@ -173,24 +148,10 @@ def _lay_out_products(layer: Layer, block: Factored, out: Tensor | None) -> Tens
     if layer.unfold is None:
         torch.bmm(columns, block.suffix.unflatten(0, split), out=products)
     else:
-        _multiply_patches(layer.unfold, columns, block.suffix, products)
+        multiply_patches(layer.unfold, layer.groups, columns, block.suffix, products)
     if layer.has_bias:
         torch.sum(prefix, 1, out=found[:, weight.shape[1] :])
     return found
-
-
-def _multiply_patches(geometry: Unfold, columns: Tensor, suffix: Tensor, out: Tensor) -> None:
-    """[n, o, s] with the patches of inputs [n, elements], a few samples at a time: [n, o, i]."""
-    n, _, positions = columns.shape
-    width, inputs = out.shape[2], suffix.reshape(n, *geometry.input_shape)
-    fitting = max(1, _PATCHES // max(1, suffix.itemsize * width * positions))
-    size = min(n, fitting) if suffix.device.type == "cpu" else n
-    room = suffix.new_empty(size, width, positions)
-    for begin in range(0, n, max(1, size)):
-        some, patches = slice(begin, begin + size), _patches(geometry, inputs[begin : begin + size])
-        made = room[: len(patches)]
-        made.view(patches.shape).copy_(patches)
-        torch.bmm(columns[some], made.transpose(1, 2), out=out[some])
 
 
 def _laid_out(layer: Layer, block: Factored) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from metaql.storage import blocks
+from metaql.storage import patches
 from metaql.storage.blocks import Factored, lay_out
 from metaql.storage.schema import FACTORED, Layer, Parameter, Unfold
 
@@ -25,9 +25,9 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("samples", [0, 1, 5])
-@pytest.mark.parametrize("together", [1, 3, 8])
+@pytest.mark.parametrize("together", [0.4, 1, 3, 8, "no patches"])
 def test_convolutions(
-    geometry: Unfold, groups: int, bias: bool, samples: int, together: int, monkeypatch: pytest.MonkeyPatch
+    geometry: Unfold, groups: int, bias: bool, samples: int, together: float | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     channels, *_ = geometry.input_shape
@@ -46,7 +46,11 @@ def test_convolutions(
     width = prod(weight.shape[1:])
     layer = Layer("c", "conv", parameters, FACTORED, "float64", groups, width, 6, positions, geometry)
     block = Factored(inputs.flatten(1), torch.cat([*made, inputs.new_zeros(0, 6)]), samples)
-    monkeypatch.setattr(blocks, "_PATCHES", together * 8 * width * positions)
+    if isinstance(together, str):
+        monkeypatch.setattr(patches, "_smaller_than_factors", lambda *_: samples > 0)
+    else:
+        monkeypatch.setattr(patches, "_smaller_than_factors", lambda *_: False)
+        monkeypatch.setattr(patches, "_TOGETHER", int(together * 8 * groups * width * positions))
     found = lay_out(layer, block)
     assert found.shape == (samples, layer.width)
     space = torch.full((7, layer.width), torch.nan, dtype=torch.float64)
@@ -63,3 +67,10 @@ def _convolved(
     convolve = CONVOLUTIONS[len(geometry.kernel)]
     padded = F.pad(inputs, pads)
     return convolve(padded, weight, bias, geometry.stride, 0, geometry.dilation, groups)
+
+
+def test_the_way_by_size() -> None:
+    """Few channels and large images: a convolution. Many channels and small images: patches."""
+    early, late = torch.zeros(2, 3, 32, 32), torch.zeros(2, 64, 4, 4)
+    assert patches._smaller_than_factors(torch.zeros(2, 16, 1024), early, torch.zeros(2, 16, 27))
+    assert not patches._smaller_than_factors(torch.zeros(2, 64, 16), late, torch.zeros(2, 64, 576))

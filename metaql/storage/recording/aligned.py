@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from torch import Tensor
 
 from metaql.storage.blocks import products
+from metaql.storage.patches import multiply_patches
 from metaql.storage.recording.alignment import Alignment
 from metaql.storage.recording.capture import CapturedUse
 from metaql.storage.recording.operations.operation import at_least_float32
+from metaql.storage.schema import Unfold
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,16 @@ class AlignedUse:
         """What this use adds to its weight's gradient, [n or the chosen samples, elements]."""
         use = self.captured.use
         rows = slice(None) if chosen is None else list(chosen)
-        if self.alignment == Alignment(0) and len(use.inputs) == self.samples:
-            gradients = use.operation.gradients(replace(use, inputs=use.inputs[rows]), self.dy[rows])
-            if gradients is not None:
-                return _scaled(gradients.flatten(1), None if self.scale is None else self.scale[rows])
-        return products(use.operation.kind, self.suffix[rows], self.prefix[rows], use.groups, shape)
+        prefix = self.prefix[rows]
+        if use.geometry is not None and self.alignment == Alignment(0) and self.dy.shape[0] == self.samples:
+            return self._of_patches(use.geometry, prefix, self.kept_input[rows], shape)
+        return products(use.operation.kind, self.suffix[rows], prefix, use.groups, shape)
+
+    def _of_patches(self, geometry: Unfold, prefix: Tensor, inputs: Tensor, shape: tuple[int, ...]) -> Tensor:
+        inputs = at_least_float32(inputs.to(self.dy.dtype))
+        gradients = prefix.new_empty(len(prefix), prefix.shape[2], prod(shape[1:]))
+        multiply_patches(geometry, self.captured.use.groups, prefix.transpose(1, 2), inputs, gradients)
+        return gradients.flatten(1)
 
     def bias_gradient(self, chosen: Sequence[int] | None = None) -> Tensor:
         """What this use adds to its bias' gradient, [n or the chosen samples, output width]."""

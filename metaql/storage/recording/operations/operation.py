@@ -22,10 +22,6 @@ def _own_input(use: Use, dy: Tensor) -> Tensor:
     return use.inputs
 
 
-def _by_factors(use: Use, dy: Tensor) -> Tensor | None:
-    return None
-
-
 @dataclass(frozen=True)
 class Operation:
     """A kind of operation with factors.
@@ -33,16 +29,13 @@ class Operation:
     ``suffix(use, dy)`` and ``prefix(use, dy)`` return tensors whose first dimensions are ``use.axes`` of the
     output (samples and positions, in whatever order the model keeps them), then further positions, and last
     the vector itself; an embedding's suffix has no last dimension. ``kept(use, dy)`` is what ``use.geometry``
-    unfolds. ``gradients(use, dy)`` is the weight's gradient for each sample of the first dimension, [n, *shape], where
-    it is had faster than as a product of the factors; None in all other cases. ``reads_input`` says that all these
-    depend on the values of the use's input.
+    unfolds. ``reads_input`` says that all these depend on the values of the use's input.
     """
 
     kind: str
     suffix: Callable[[Use, Tensor], Tensor]
     prefix: Callable[[Use, Tensor], Tensor]
     kept: Callable[[Use, Tensor], Tensor] = _own_input
-    gradients: Callable[[Use, Tensor], Tensor | None] = _by_factors
     reads_input: bool = True
 
 

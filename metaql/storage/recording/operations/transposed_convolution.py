@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import unfold
+from metaql.storage.patches import unfold
 from metaql.storage.recording.operations.convolution import Size, each
 from metaql.storage.recording.operations.elementwise import added
 from metaql.storage.recording.operations.operation import Operation, Use
