@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from metaql.storage.recording.losses import ModelLosses
-from metaql.storage.recording.sample_gradients import CAPTURED, SampleGradients
+from metaql.storage.recording.plan import CAPTURED
+from metaql.storage.recording.sample_gradients import SampleGradients
 from tests.recording.reference import assert_close, by_loop, split_by_parameter
 from tests.recording.using import Using, numbers
 

@@ -186,8 +186,8 @@ def test_what_holds_for_all_batches_is_examined_once(monkeypatch):
     examine = SampleGradients._examine
     monkeypatch.setattr(SampleGradients, "_examine", lambda self, run: examined.append(run) or examine(self, run))
     looked = []
-    owned = sample_gradients._owned
-    monkeypatch.setattr(sample_gradients, "_owned", lambda *given: looked.append(given) or owned(*given))
+    owned = sample_gradients.is_owned
+    monkeypatch.setattr(sample_gradients, "is_owned", lambda *given: looked.append(given) or owned(*given))
     assert_exact_in_all_batches(Constant())
     assert len(examined) == 1
     assert len(looked) == math.floor(math.log2(len(list(batches()))))

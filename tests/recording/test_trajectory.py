@@ -240,7 +240,7 @@ def _both_first(model, data):
     [
         (lambda m, d: m(d[0]), errors.ModelStateError, "ran inside .*, but no backward pass did. Call loss.backward"),
         (lambda m, d: None, errors.ModelStateError, "No backward pass ran inside .*, nor did the recorded model"),
-        (lambda m, d: d[2].backward(), errors.ModelStateError, "is that of a forward pass outside of it"),
+        (lambda m, d: d[2].backward(), errors.UnsupportedParameterError, "If the forward pass ran outside .* put it"),
         (lambda m, d: d[3].backward(), errors.ModelStateError, "came to none of the recorded parameters"),
         (_both_first, errors.ModelStateError, "2 backward passes ran inside .*, each of a forward pass of its own"),
         (lambda m, d: _one_after_another(m, d, 4), errors.ModelStateError, r"\d backward passes .* reduction="),

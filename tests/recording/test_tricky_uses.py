@@ -9,7 +9,8 @@ from torch.nn import functional as F
 import metaql
 from metaql import errors
 from metaql.storage.recording.losses import ModelLosses
-from metaql.storage.recording.sample_gradients import CAPTURED, SampleGradients
+from metaql.storage.recording.plan import CAPTURED
+from metaql.storage.recording.sample_gradients import SampleGradients
 from metaql.storage.store import Store
 from tests.models.loop import by_loop, classified
 from tests.recording.reference import assert_close, gradients_of_rows, split_by_parameter

@@ -35,26 +35,23 @@ def require_captured(watched: WatchedStep) -> None:
             f"'{name}' ({share[name]:.0%} of the squared gradient, in {watched.other.get(name, 'unseen code')})"
             for name in lost
         )
+        outside = (
+            "" if _ran_forward(watched) else " If the forward pass ran outside of recorder.step(...), put it in too."
+        )
         raise UnsupportedParameterError(
-            f"Along the trajectory these parameters have no factors: {listed}. {NO_FACTORS.format('them')}"
+            f"Along the trajectory these parameters have no factors: {listed}. {NO_FACTORS.format('them')}{outside}"
         )
 
 
 def _require_both_passes(watched: WatchedStep) -> None:
-    ran_forward = bool(watched.uses or watched.other)
     if watched.gradients or any(dy is not None for dy in watched.dys):
-        if not ran_forward:
-            raise ModelStateError(
-                "The backward pass inside recorder.step(...) is that of a forward pass outside of it, which nothing "
-                "watched. Put the forward pass into it too."
-            )
         return
     if watched.passes:
         raise ModelStateError(
             "The backward pass inside recorder.step(...) came to none of the recorded parameters. Call it on a loss of "
             "the model that this recorder was made with, of parameters that layers= does not leave out."
         )
-    if ran_forward:
+    if _ran_forward(watched):
         raise ModelStateError(
             "The model ran inside recorder.step(...), but no backward pass did. Call loss.backward() before it ends."
         )
@@ -62,6 +59,10 @@ def _require_both_passes(watched: WatchedStep) -> None:
         "No backward pass ran inside recorder.step(...), nor did the recorded model, with gradients. Put the forward "
         "pass and loss.backward() into it."
     )
+
+
+def _ran_forward(watched: WatchedStep) -> bool:
+    return bool(watched.uses or watched.other)
 
 
 def _had_passes_of_their_own(watched: WatchedStep) -> bool:
@@ -116,16 +117,19 @@ def _require_one_run(uses: Sequence[CapturedUse], samples: int) -> None:
     """Raises if the model ran on one part of the batch after the other."""
     sizes: dict[str, list[int]] = defaultdict(list)
     for use in uses:
+        if use.leading[:1] != tuple(use.use.inputs.shape[:1]):
+            return
         for name in _names(use):
             sizes[name].append(use.leading[0] if use.leading else 1)
     runs = gcd(*map(len, sizes.values()))
+    name, shape = uses[0].weight or uses[0].bias, list(uses[0].use.inputs.shape)
     if runs > 1 and all(sum(each) % samples == 0 and samples not in each for each in sizes.values()):
         raise SampleIdError(
-            f"ids holds {samples} samples, but the model ran {runs} times inside recorder.step(...), first on an input "
-            f"of shape {list(uses[0].use.inputs.shape)}: on a part of the batch each time, it seems. Run the whole "
+            f"ids holds {samples} samples, but the model ran {runs} times inside recorder.step(...), "
+            f"'{name}' first on an input of shape {shape}: on a part of the batch each time, it seems. Run the whole "
             "batch at once; or put each part's forward and backward pass into a recorder.step(...) of its own, with "
-            "its ids, and let reduction= say what factor its samples have. Gradients add up until the optimizer's "
-            "step as before."
+            "its ids, and let reduction= say what factor its samples have. Gradients add up until the optimizer's step "
+            "as before."
         )
 
 

@@ -18,6 +18,7 @@ from metaql.errors import ModelStateError
 from metaql.storage.recording.alignment import Alignment, align_backwards, probes
 from metaql.storage.recording.capture import Capture, CapturedUse
 from metaql.storage.recording.ends import Ends
+from metaql.storage.recording.operations.operation import in_front
 from metaql.storage.recording.row_moves import plain_name
 
 
@@ -56,16 +57,12 @@ class _Place:
         """The sizes of the dimensions in which samples may be."""
         return tuple(self.shape[axis] for axis in self.axes)
 
-    def lead(self, values: Tensor) -> Tensor:
-        """Values of the output's shape with these dimensions in front; a view."""
-        return values.movedim(self.axes, tuple(range(len(self.axes))))
-
     def direction(self, mask: Tensor) -> Tensor:
         """Random values of the output's shape at the masked places of ``leading``, zero at all others."""
         # Of its own generator: the training's random numbers stay as they would be.
         generator = torch.Generator().manual_seed(0)
         direction = torch.randn(self.shape, generator=generator, dtype=self.dtype)
-        self.lead(direction)[~mask] = 0.0
+        in_front(direction, self.axes)[~mask] = 0.0
         return direction.to(self.device)
 
 
@@ -205,7 +202,7 @@ class WatchedStep(Capture):
             place = self._path[number]
             direction = [place.direction(mask)]
             dys = torch.autograd.grad([place.edge], edges, direction, retain_graph=True, allow_unused=True)
-            return [None if dy is None else each.lead(dy) for each, dy in zip(self._path, dys, strict=True)]
+            return [None if dy is None else in_front(dy, each.axes) for each, dy in zip(self._path, dys, strict=True)]
 
         # Where rows may be anywhere, a few samples do not stand for the others.
         tried = range(self.samples) if self.rows.by_data else probes(self.samples)

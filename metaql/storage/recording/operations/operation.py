@@ -59,7 +59,12 @@ class Use:
 
     def lead(self, values: Tensor) -> Tensor:
         """Values of the output's shape with ``axes`` in front; a view."""
-        return values.movedim(self.axes, tuple(range(len(self.axes))))
+        return in_front(values, self.axes)
+
+
+def in_front(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """A view of the values with these dimensions first."""
+    return values.movedim(axes, tuple(range(len(axes))))
 
 
 def at_least_float32(values: Tensor) -> Tensor:
