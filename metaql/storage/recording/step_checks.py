@@ -122,11 +122,11 @@ def _require_one_run(uses: Sequence[CapturedUse], samples: int) -> None:
         for name in _names(use):
             sizes[name].append(use.leading[0] if use.leading else 1)
     runs = gcd(*map(len, sizes.values()))
-    name, shape = uses[0].weight or uses[0].bias, list(uses[0].use.inputs.shape)
+    first, shape = uses[0].weight or uses[0].bias, list(uses[0].use.inputs.shape)
     if runs > 1 and all(sum(each) % samples == 0 and samples not in each for each in sizes.values()):
         raise SampleIdError(
             f"ids holds {samples} samples, but the model ran {runs} times inside recorder.step(...), "
-            f"'{name}' first on an input of shape {shape}: on a part of the batch each time, it seems. Run the whole "
+            f"'{first}' first on an input of shape {shape}: on a part of the batch each time, it seems. Run the whole "
             "batch at once; or put each part's forward and backward pass into a recorder.step(...) of its own, with "
             "its ids, and let reduction= say what factor its samples have. Gradients add up until the optimizer's step "
             "as before."
