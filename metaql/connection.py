@@ -21,21 +21,23 @@ from metaql.explain import FEWEST_PAIRS, Explainer, is_explained
 from metaql.late_planner import LatePlanner
 from metaql.parse import mentions_gradients
 from metaql.planner import Plan, Plans
-from metaql.relations import create_relations, create_short_forms, free_name
+from metaql.relations import create_relations, create_short_forms, free_name, require_free
 from metaql.short_forms import expand
 from metaql.storage.store import Store
 from metaql.strategies import stretch
 from metaql.udfs.device import DeviceBlocks, device_of, free_bytes
 from metaql.udfs.models import Model
 from metaql.udfs.quoting import quoted
-from metaql.udfs.register import register_restore, session_of
-from metaql.udfs.session import find
+from metaql.udfs.register import new_session, register_restore, session_of
+from metaql.udfs.session import Session, find
 from metaql.udfs.sources import StoreSource
 
 if TYPE_CHECKING:
     from torch import nn
 
 NAME = "metaql"
+# To DuckDB, a database that no other connection has.
+_IN_MEMORY = ":memory:"
 # What DuckDB says of a text before it runs any of it.
 _REFUSALS = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException, duckdb.NotImplementedException)
 _BUG = (
@@ -47,15 +49,14 @@ _BUG = (
 class Connection:
     """A DuckDB that knows what a gradient is; made by ``metaql.connect``. Threads may share it."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, store: Store, database: str, session: Session) -> None:
         own = connection.execute("SELECT current_database()").fetchone()
         assert own is not None
         path = f"{quoted(own[0])}.main,{quoted(database)}.main"
-        self._executor: Executor | None = Executor(connection, own[0], path)
+        self._executor: Executor | None = Executor(connection, own[0], path, session.work)
         self._views = GradientViews(self._executor)
         self._store = store
         splits = tuple(dict.fromkeys(one.split for one in store.manifest.collections))
-        session = session_of(connection)
         # Functions hold the session; it goes when they do.
         self._session, self._source = session.id, session.source(database)
         self._names = Names(database, splits, self._source.space.select, self._stretch)
@@ -163,7 +164,7 @@ def connect(
     path: str | Path,
     model: nn.Module | None = None,
     device: str | torch.device | None = None,
-    database: str | Path = ":memory:",
+    database: str | Path = _IN_MEMORY,
 ) -> Connection:
     """Opens the newest version of a store to ask it in SQL.
 
@@ -173,9 +174,10 @@ def connect(
     store = Store.open(path)
     connection = duckdb.connect(str(database))
     try:
+        session = new_session(connection) if database == _IN_MEMORY else session_of(connection)
         name = free_name(connection, NAME)
-        remarks = _load(connection, store, name, model, device)
-        opened = Connection(connection, store, name)
+        remarks = _load(connection, session, store, name, model, device)
+        opened = Connection(connection, store, name, session)
     except BaseException:
         connection.close()
         store.close()
@@ -199,7 +201,8 @@ def load(
     """
     store = Store.open(path)
     try:
-        remarks = _load(connection, store, schema, model, device)
+        require_free(connection, schema)
+        remarks = _load(connection, session_of(connection), store, schema, model, device)
     except BaseException:
         store.close()
         raise
@@ -208,14 +211,14 @@ def load(
 
 def _load(
     connection: duckdb.DuckDBPyConnection,
+    session: Session,
     store: Store,
     name: str,
     model: nn.Module | None,
     device: str | torch.device | None,
 ) -> list[str]:
-    """Functions, which the relations call; then relations: if they can't be made, the session knows of no store."""
+    """Relations, which call the session's functions: if they can't be made, the session knows of no store."""
     chosen = device_of(device)
-    session = session_of(connection)
     remarks = create_relations(connection, store, name)
     source = StoreSource(store, name, None if chosen is None else DeviceBlocks(store, chosen, free_bytes(chosen)))
     session.add(source)
@@ -227,7 +230,7 @@ def _load(
     register_restore(connection, session)
     if session.plan is None:
         session.plan = LatePlanner(connection)
-    create_short_forms(connection, name)
+    create_short_forms(connection, store, name)
     return remarks
 
 

@@ -16,7 +16,7 @@ from metaql import progress
 from metaql.parse import is_query
 from metaql.udfs.quoting import quoted
 from metaql.udfs.references import GRADIENT
-from metaql.udfs.register import session_of
+from metaql.udfs.work import Work
 from metaql.watched import as_watched, watch, watched
 
 Parameters = list[Any] | tuple[Any, ...] | dict[str, Any] | None
@@ -60,14 +60,14 @@ class Executor:
     those after which there may be other views.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, own: str, search_path: str) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, own: str, search_path: str, work: Work) -> None:
         self._connection, self.own = connection, own
         self._registered: dict[str, Any] = {}
         self._has_own_state = False
         self.has_own_path = False
         self.view_changes = 0
         self._set_path = duckdb.extract_statements(f"SET search_path = '{search_path}'")[0]
-        self._work = session_of(connection).work
+        self._work = work
         self._prepare(connection)
         _open.add(connection)
 

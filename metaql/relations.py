@@ -5,11 +5,8 @@ The user's database, which may be a file, never holds anything of ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import duckdb
+import pyarrow as pa
 
 from metaql.errors import QueryError
 from metaql.storage import tables
@@ -25,11 +22,11 @@ ROW = "metaql_row"
 
 
 def create_relations(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> list[str]:
-    """Attaches a database of that name with the store's relations, and a view for each of its splits.
+    """Attaches a database of that name, which must be free, with the store's relations, and a view for each split.
 
-    Returns what the user should be warned of. QueryError when the name is taken.
+    Returns what the user should be warned of.
     """
-    _attach(connection, database)
+    connection.execute(f"ATTACH ':memory:' AS {quoted(database)}")
     try:
         return _create(connection, store, quoted(database))
     except BaseException:
@@ -37,17 +34,14 @@ def create_relations(connection: duckdb.DuckDBPyConnection, store: Store, databa
         raise
 
 
-def create_short_forms(connection: duckdb.DuckDBPyConnection, database: str) -> None:
+def create_short_forms(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> None:
     """Macros over the functions that return SQL, which must be there, in a database made by ``create_relations``."""
-    rows = connection.execute(
-        "SELECT table_name FROM information_schema.tables WHERE table_catalog = ? AND table_schema = 'main'", [database]
-    ).fetchall()
-    relations = ", ".join(literal(name) for (name,) in rows)
+    relations = ", ".join(map(literal, (*RELATIONS, *_named_splits(store))))
     given = ", ".join(f"{name} := {'NULL' if value is None else literal(value)}" for name, value in DEFAULTS.items())
+    arguments = f"{literal(database)}, [{relations}], current_setting('search_path'), {', '.join(DEFAULTS)}"
     for name in (operator.name for operator in OPERATORS):
         connection.execute(
-            f"CREATE MACRO {quoted(database)}.main.{name}({given}) AS TABLE FROM query(metaql_{name}("
-            f"{literal(database)}, [{relations}], current_setting('search_path'), {', '.join(DEFAULTS)}))"
+            f"CREATE MACRO {quoted(database)}.main.{name}({given}) AS TABLE FROM query(metaql_{name}({arguments}))"
         )
 
 
@@ -61,18 +55,17 @@ def free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
     return candidate
 
 
-def _attach(connection: duckdb.DuckDBPyConnection, database: str) -> None:
-    if database.lower() in _taken(connection):
+def require_free(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """QueryError when a database or a schema of that name is there already."""
+    if name.lower() in _taken(connection):
         raise QueryError(
-            f"there is a database or schema {database!r} on this connection already: pass another schema= to"
-            " metaql.load"
+            f"there is a database or schema {name!r} on this connection already: pass another schema= to metaql.load"
         )
-    connection.execute(f"ATTACH ':memory:' AS {quoted(database)}")
 
 
 def _taken(connection: duckdb.DuckDBPyConnection) -> set[str]:
     names = connection.execute(
-        "SELECT database_name FROM duckdb_databases() UNION SELECT schema_name FROM duckdb_schemas()"
+        "SELECT database_name FROM duckdb_databases() UNION ALL SELECT schema_name FROM duckdb_schemas()"
     ).fetchall()
     return {name.lower() for (name,) in names}
 
@@ -89,26 +82,14 @@ def _create(connection: duckdb.DuckDBPyConnection, store: Store, database: str) 
             f" FROM {database}.stored.rows"
         )
     _create_embeddings(connection, store, database)
-    newest = _newest_checkpoints(store)
-    named = {split: checkpoint for split, checkpoint in newest.items() if split.lower() not in RELATIONS}
+    newest, named = _newest_checkpoints(store), _named_splits(store)
     for split, checkpoint in named.items():
         _create_split(connection, store, database, split, checkpoint)
     return [_unnamed(split) for split in newest if split not in named] + _differences(newest)
 
 
-def _table(connection: duckdb.DuckDBPyConnection, name: str, table: Any) -> None:
-    with _registered(connection, table) as source:
-        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}")
-
-
-@contextmanager
-def _registered(connection: duckdb.DuckDBPyConnection, table: Any) -> Iterator[str]:
-    name = "metaql_incoming"
-    connection.register(name, table)
-    try:
-        yield name
-    finally:
-        connection.unregister(name)
+def _table(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    connection.from_arrow(table).create(name)
 
 
 def _gradient(store: Store, column: str) -> str:
@@ -143,6 +124,11 @@ def _newest_checkpoints(store: Store) -> dict[str, int | None]:
     return newest
 
 
+def _named_splits(store: Store) -> dict[str, int | None]:
+    """The newest checkpoints of the splits that have a view of their name."""
+    return {name: newest for name, newest in _newest_checkpoints(store).items() if name.lower() not in RELATIONS}
+
+
 def _create_split(
     connection: duckdb.DuckDBPyConnection, store: Store, database: str, split: str, checkpoint: int | None
 ) -> None:
@@ -159,12 +145,12 @@ def _create_split(
     else:
         rows = f'(SELECT sample_id, "row" AS {ROW}, loss, prediction, confidence FROM {database}.stored.rows'
         rows += f" WHERE split = {text} AND checkpoint = {checkpoint})"
+    gradient = f"NULL::{GRADIENT} AS gradient" if checkpoint is None else _gradient(store, ROW)
     connection.execute(
         f"CREATE TABLE {stored} AS SELECT s.*, o.* EXCLUDE (sample_id) FROM {rows} o"
-        f" JOIN {database}.main.samples s ON s.sample_id = o.sample_id AND s.split = {text} ORDER BY o.{ROW}"
+        f" JOIN {database}.main.samples s ON s.sample_id = o.sample_id AND s.split = {text} ORDER BY o.{ROW};"
+        f" CREATE VIEW {database}.main.{name} AS SELECT * EXCLUDE ({ROW}), {gradient} FROM {stored}"
     )
-    gradient = f"NULL::{GRADIENT} AS gradient" if checkpoint is None else _gradient(store, ROW)
-    connection.execute(f"CREATE VIEW {database}.main.{name} AS SELECT * EXCLUDE ({ROW}), {gradient} FROM {stored}")
 
 
 def _unnamed(split: str) -> str:
