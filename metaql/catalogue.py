@@ -10,6 +10,7 @@ import duckdb
 from sqlglot import exp
 
 from metaql.parse import to_sql
+from metaql.storage.tables import RELATIONS
 from metaql.udfs.quoting import quoted
 from metaql.udfs.references import GRADIENT
 
@@ -37,8 +38,8 @@ class Database(Protocol):
     def answer(self, query: str) -> list[tuple[Any, ...]]:
         """A query's rows."""
 
-    def scalar_functions(self) -> frozenset[str]:
-        """Names of functions that are no aggregates."""
+    def is_scalar(self, name: str) -> bool:
+        """Whether a function of this name, in lower case, is surely no aggregate."""
 
     def views(self) -> dict[str, str]:
         """The user's own views by name, in lower case: their CREATE statements."""
@@ -66,7 +67,8 @@ class Names:
     check_pattern: Callable[[str], object]
     # The rows of a split, if it takes less to score them all than so many of them; None if not, or if they lie apart.
     scan: Callable[[str, float], Stretch | None] = lambda split, rows: None
-    # What was asked of the store's own relations, which never change while they are open.
+    # What was asked of the store's own relations, which never change while they are open. All splits have the same
+    # columns, which are kept by an empty name.
     columns: dict[str, dict[str, str]] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
 
@@ -78,8 +80,8 @@ class Catalogue:
         self.database, self.names = database, names
         self.asked: dict[str, Described] = {}
         self.viewed: dict[str, str | None] = {}
-        self._shadowed: dict[str, bool] = {}
-        self._split_names = frozenset(split.lower() for split in names.splits)
+        self._shadowed: dict[tuple[str, bool], bool] = {}
+        self._split_names = frozenset(split.lower() for split in names.splits) - frozenset(RELATIONS)
 
     def ask(self, query: str) -> Described:
         """The columns of a query; None where DuckDB can't bind it."""
@@ -98,7 +100,7 @@ class Catalogue:
 
     def is_scalar(self, name: str) -> bool:
         """Whether a function of this name is surely no aggregate."""
-        return name.lower() in self.database.scalar_functions()
+        return self.database.is_scalar(name.lower())
 
     def columns(self, select: exp.Select) -> Columns | None:
         """The columns of each relation in FROM; None where DuckDB can't bind one of them by itself."""
@@ -115,11 +117,12 @@ class Catalogue:
         name = self.stored(item, select)
         if name is None or (item.args.get("alias") and item.args["alias"].columns):
             return None
-        if name not in self.names.columns:
+        key = "" if name in self._split_names else name
+        if key not in self.names.columns:
             # Not kept among what was asked: it can't change, and need not be asked again for a plan to hold.
             described = self.database.describe(f"SELECT * FROM {quoted(self.names.database)}.main.{quoted(name)}")
-            self.names.columns[name] = {column.lower(): type_ for column, type_ in described}
-        return self.names.columns[name]
+            self.names.columns[key] = {column.lower(): type_ for column, type_ in described}
+        return self.names.columns[key]
 
     def _columns(self, items: list[exp.Expr], place: int, select: exp.Select) -> dict[str, str] | None:
         with_, item = visible_ctes(select), items[place]
@@ -166,11 +169,11 @@ class Catalogue:
 
     def _is_shadowed(self, name: exp.Identifier) -> bool:
         """Whether the user has a relation of that name, which comes first."""
-        text = to_sql(name)
-        if text not in self._shadowed:
-            places = self.database.own or ()
-            self._shadowed[text] = any(self.ask(f"SELECT * FROM {place}.{text}") is not None for place in places)
-        return self._shadowed[text]
+        key = (name.name, name.quoted)
+        if key not in self._shadowed:
+            places, text = self.database.own or (), to_sql(name)
+            self._shadowed[key] = any(self.ask(f"SELECT * FROM {place}.{text}") is not None for place in places)
+        return self._shadowed[key]
 
 
 def alias_of(item: exp.Expr, place: int) -> str:

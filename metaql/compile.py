@@ -256,11 +256,14 @@ def _exists(gather: Gather) -> exp.Expr:
 
 
 def read_from(select: exp.Select, items: Iterable[exp.Expr], conditions: list[exp.Expr]) -> exp.Select:
-    """The SELECT, which now reads copies of these items, all of them joined, under all of these conditions."""
-    items = [item.copy() for item in items]
+    """The SELECT, which now reads these items, all of them joined, under all of these conditions.
+
+    Of what is part of another tree it has a copy.
+    """
+    items = [item.copy() if item.parent else item for item in items]
     select.set("from_", exp.From(this=items[0]) if items else None)
     select.set("joins", [exp.Join(this=item, kind="CROSS") for item in items[1:]])
-    select.set("where", exp.Where(this=exp.and_(*(one.copy() for one in conditions))) if conditions else None)
+    select.set("where", exp.Where(this=exp.and_(*conditions)) if conditions else None)
     return select
 
 

@@ -49,11 +49,13 @@ _BUG = (
 class Connection:
     """A DuckDB that knows what a gradient is; made by ``metaql.connect``. Threads may share it."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, store: Store, database: str, session: Session) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, store: Store, database: str, session: Session, new: bool
+    ) -> None:
         own = connection.execute("SELECT current_database()").fetchone()
         assert own is not None
         path = f"{quoted(own[0])}.main,{quoted(database)}.main"
-        self._executor: Executor | None = Executor(connection, own[0], path, session.work)
+        self._executor: Executor | None = Executor(connection, own[0], path, session, new)
         self._views = GradientViews(self._executor)
         self._store = store
         splits = tuple(dict.fromkeys(one.split for one in store.manifest.collections))
@@ -174,10 +176,11 @@ def connect(
     store = Store.open(path)
     connection = duckdb.connect(str(database))
     try:
-        session = new_session(connection) if database == _IN_MEMORY else session_of(connection)
+        new = database == _IN_MEMORY
+        session = new_session(connection) if new else session_of(connection)
         name = free_name(connection, NAME)
         remarks = _load(connection, session, store, name, model, device)
-        opened = Connection(connection, store, name, session)
+        opened = Connection(connection, store, name, session, new)
     except BaseException:
         connection.close()
         store.close()

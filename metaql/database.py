@@ -29,10 +29,10 @@ class GradientViews:
         return self._words
 
     def _refresh(self) -> None:
-        # DuckDB takes a millisecond to list its views.
-        if self._changes == self._executor.view_changes:
+        # DuckDB takes a millisecond to list its views, and the first time seven.
+        if self._changes == self._executor.changes:
             return
-        self._changes = self._executor.view_changes
+        self._changes = self._executor.changes
         every, found = dict(self._executor.views()), set[str]()
         pattern = words()
         while more := {name for name, sql in every.items() if name not in found and mentions_gradients(sql, pattern)}:
@@ -58,9 +58,9 @@ class QueryDatabase:
         rows: list[tuple[Any, ...]] = self._call(query).fetchall()
         return rows
 
-    def scalar_functions(self) -> frozenset[str]:
-        """Names of functions that are no aggregates."""
-        return self._executor.scalar_functions
+    def is_scalar(self, name: str) -> bool:
+        """Whether a function of this name, in lower case, is surely no aggregate."""
+        return self._executor.is_scalar(name)
 
     def views(self) -> dict[str, str]:
         """The user's own views that have to do with gradients."""

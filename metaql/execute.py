@@ -6,7 +6,6 @@ import atexit
 import re
 import weakref
 from collections.abc import Callable
-from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -16,7 +15,7 @@ from metaql import progress
 from metaql.parse import is_query
 from metaql.udfs.quoting import quoted
 from metaql.udfs.references import GRADIENT
-from metaql.udfs.work import Work
+from metaql.udfs.session import Session
 from metaql.watched import as_watched, watch, watched
 
 Parameters = list[Any] | tuple[Any, ...] | dict[str, Any] | None
@@ -28,7 +27,10 @@ _OWN_STATE = re.compile(
 )
 # Statements after which names may be looked up in another database.
 _OWN_PATH = re.compile(r"(^|;)\s*(use|set\s+(search_path|schema)|set\s+session\s+\w+|reset|pragma)\b", re.IGNORECASE)
-_VIEWS = re.compile(r"\b(view|attach|detach|import|rollback)\b", re.IGNORECASE)
+# Statements after which there may be other views or functions.
+_MADE = re.compile(
+    r"\b(view|macro|function|attach|detach|import|rollback|load|copy\s+from\s+database)\b", re.IGNORECASE
+)
 # DuckDB looks for DataFrames in the frame that calls it, which this makes look like the user's own.
 _CALL = compile("__metaql_cursor__.sql(__metaql_text__, params=__metaql_parameters__)", "<metaql>", "eval")
 
@@ -56,18 +58,23 @@ class Executor:
     Temporary tables, settings, transactions and the like belong to one connection. From the first statement that
     makes any on, queries run on that connection too, and one after another, as in DuckDB.
 
-    ``has_own_path`` says whether a statement may have changed where names are looked up, and ``view_changes`` counts
-    those after which there may be other views.
+    ``has_own_path`` says whether a statement may have changed where names are looked up, and ``changes`` counts those
+    after which there may be other views or functions. In a ``new`` database there are none but ours at first.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, own: str, search_path: str, work: Work) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, own: str, search_path: str, session: Session, new: bool
+    ) -> None:
         self._connection, self.own = connection, own
         self._registered: dict[str, Any] = {}
         self._has_own_state = False
         self.has_own_path = False
-        self.view_changes = 0
+        self.changes = 0
+        self._new, self._own_functions = new, session.functions
+        # What there was at the last change, if it was listed since.
+        self._scalar_functions: tuple[int, frozenset[str]] | None = None
         self._set_path = duckdb.extract_statements(f"SET search_path = '{search_path}'")[0]
-        self._work = work
+        self._work = session.work
         self._prepare(connection)
         _open.add(connection)
 
@@ -93,7 +100,7 @@ class Executor:
 
     def _note(self, text: str) -> None:
         """What a statement may change for those that come after it."""
-        self.view_changes += _VIEWS.search(text) is not None
+        self.changes += _MADE.search(text) is not None
         self._has_own_state |= _OWN_STATE.search(text) is not None
         self.has_own_path |= _OWN_PATH.search(text) is not None
 
@@ -111,14 +118,23 @@ class Executor:
         # Only a connection with a state of its own can have temporary relations.
         return (own, "temp.main") if self._has_own_state else (own,)
 
-    @cached_property
-    def scalar_functions(self) -> frozenset[str]:
-        """As the function ``scalar_functions``."""
-        # Asked once for each connection: DuckDB takes 20 ms to list its functions.
-        return scalar_functions(self._connection.cursor())
+    def is_scalar(self, name: str) -> bool:
+        """Whether a function of this name, in lower case, is surely no aggregate."""
+        if self._is_as_made and name in self._own_functions:
+            return True
+        # DuckDB takes 20 ms to list its functions.
+        if self._scalar_functions is None or self._scalar_functions[0] != self.changes:
+            self._scalar_functions = self.changes, scalar_functions(self._connection.cursor())
+        return name in self._scalar_functions[1]
+
+    @property
+    def _is_as_made(self) -> bool:
+        return self._new and not self.changes
 
     def views(self) -> list[tuple[str, str]]:
         """The user's own views: names in lower case, and CREATE statements."""
+        if self._is_as_made:
+            return []
         # Temporary ones are seen by the connection that made them only.
         listing = self._connection if self._has_own_state else self._connection.cursor()
         return listing.execute(

@@ -76,8 +76,7 @@ class CursorDatabase:
     """A cursor of a connection of which nothing is known but what it answers."""
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection, functions: Callable[[], frozenset[str]]) -> None:
-        self._cursor = cursor
-        self.scalar_functions = functions
+        self._cursor, self._functions = cursor, functions
 
     def describe(self, query: str) -> list[tuple[str, str]]:
         """Names and types of a query's columns; runs nothing."""
@@ -87,6 +86,10 @@ class CursorDatabase:
     def answer(self, query: str) -> list[tuple[Any, ...]]:
         """A query's rows."""
         return self._cursor.execute(query).fetchall()
+
+    def is_scalar(self, name: str) -> bool:
+        """Whether a function of this name, in lower case, is surely no aggregate."""
+        return name in self._functions()
 
     def views(self) -> dict[str, str]:
         """None: views are not looked into."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import SqlglotError
 from sqlglot.tokenizer_core import TokenType
 
@@ -26,6 +27,8 @@ _PARSED = re.compile(
 _QUERY = re.compile(
     _SPACE + r"(select|with|from|values|table|describe|summarize|show|explain|pivot)\b", re.IGNORECASE | re.DOTALL
 )
+# sqlglot would import it for the first query, and look it up for each text.
+_DUCKDB = DuckDB()
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,17 @@ def parse(text: str) -> Statement | None:
     if not _PARSED.match(text, len(prefix)):
         return None
     try:
-        trees = sqlglot.parse(_numbered(text[len(prefix) :]), dialect="duckdb")
+        trees = sqlglot.parse(_numbered(text[len(prefix) :]), dialect=_DUCKDB)
     except SqlglotError:
         return None
     if len(trees) != 1 or not isinstance(trees[0], exp.Expr) or isinstance(trees[0], exp.Command):
         return None
-    for select in trees[0].find_all(exp.Select):
-        _normalize(select)
+    for node in list(trees[0].walk()):
+        if node.meta_get("line") is not None:
+            # Where it stood in the text would be copied whenever the node is.
+            node.meta.clear()
+        if isinstance(node, exp.Select):
+            _normalize(node)
     return Statement(prefix, trees[0])
 
 
@@ -108,7 +115,7 @@ def _numbered(text: str) -> str:
     """``?`` as ``$1``, ``$2``, … in the order of the text, so that a rewrite may move and repeat them."""
     if "?" not in text:
         return text
-    places = [token for token in sqlglot.tokenize(text, read="duckdb") if token.token_type == TokenType.PLACEHOLDER]
+    places = [token for token in sqlglot.tokenize(text, read=_DUCKDB) if token.token_type == TokenType.PLACEHOLDER]
     for number, token in reversed(list(enumerate(places, start=1))):
         text = f"{text[: token.start]}${number}{text[token.end + 1 :]}"
     return text
@@ -116,4 +123,4 @@ def _numbered(text: str) -> str:
 
 def to_sql(tree: exp.Expr, **options: Any) -> str:
     """DuckDB's SQL for a tree; function names keep their case."""
-    return tree.sql(dialect="duckdb", **{"normalize_functions": False, **options})
+    return tree.sql(dialect=_DUCKDB, **{"normalize_functions": False, **options})

@@ -66,7 +66,8 @@ def plan(text: str, catalogue: Catalogue, chosen: Chooser = choose) -> Plan:
     if statement is None:
         return Plan(text)
     tree = statement.tree
-    if any(with_.args.get("recursive") for with_ in tree.find_all(exp.With)):
+    withs = list(tree.find_all(exp.With))
+    if any(with_.args.get("recursive") for with_ in withs):
         return Plan(text, statement.prefix)
     _check_patterns(tree, catalogue)
     if isinstance(tree, exp.Select) and holds_product(tree):
@@ -77,7 +78,8 @@ def plan(text: str, catalogue: Catalogue, chosen: Chooser = choose) -> Plan:
     planned = Plan(text, statement.prefix, tree)
     changed = [plan_select(select, catalogue, chosen, planned.selects) for select in _innermost_first(tree)]
     if any(changed):
-        _drop_unread_ctes(tree)
+        if withs:
+            _drop_unread_ctes(tree)
         _name_columns(tree)
         planned.text = statement.prefix + to_sql(tree)
     return planned

@@ -78,8 +78,10 @@ def new_session(connection: duckdb.DuckDBPyConnection) -> Session:
     """A session for an instance that has none yet, and its functions."""
     session = Session()
     for make in FUNCTIONS:
+        function = make(session)
+        session.functions |= {function.name}
         if make is not restore:
-            _register(connection, make(session))
+            _register(connection, function)
     _register(connection, _identity(session))
     return session
 

@@ -40,6 +40,8 @@ class Session:
         self.measure: Callable[[], Constants] = lambda: SHIPPED
         self.members = MemberLists()
         self.work = Work()
+        # Names of the functions that hold it, in lower case.
+        self.functions: frozenset[str] = frozenset()
         self._stores: dict[int, list[StoreSource]] = {}
         self._named: dict[str, StoreSource] = {}
         self._models: dict[str, Model] = {}
