@@ -105,9 +105,12 @@ def weighted(block: Factored, weights: Tensor) -> Tensor:
 
 
 def _weighted_sum(layer: Layer, block: Factored, weights: Tensor) -> Tensor:
-    prefix = weighted(block, weights)
+    # An average's weights are all the same: the sum is multiplied, not every prefix.
+    alike = len(weights) > 0 and bool((weights == weights[0]).all())
+    prefix = block.prefix if alike else weighted(block, weights)
     total = _weight_sum(layer, block.suffix, prefix).flatten()
-    return torch.cat([total, prefix.sum(0)]) if layer.has_bias else total
+    total = torch.cat([total, prefix.sum(0)]) if layer.has_bias else total
+    return total.mul_(weights[0]) if alike else total
 
 
 def _weight_sum(layer: Layer, suffix: Tensor, prefix: Tensor) -> Tensor:

@@ -19,15 +19,14 @@ from metaql.udfs.contract import weighted, weighted_sum
 from metaql.udfs.costs import factor_widths
 from metaql.udfs.patterns import Space, Term
 from metaql.udfs.references import Floats, Ints, References
-from metaql.udfs.slices import columns, numbers, steps
+from metaql.udfs.rows import Rows
+from metaql.udfs.slices import columns, numbers
 from metaql.udfs.work import Gathering
 
 if TYPE_CHECKING:
     from metaql.udfs.session import Session
     from metaql.udfs.sources import Source
 
-# Rows are gathered in blocks of about this size, which bounds the memory that a sum over many rows takes.
-BLOCK_BYTES = 64 << 20
 # Factors of a sum are kept up to this size; what is larger is laid out, which needs one gradient's room.
 FACTOR_BYTES = 64 << 20
 
@@ -139,11 +138,17 @@ class _Piece:
 
     def blocks(self, gathering: Gathering) -> Iterator[tuple[Block, Tensor]]:
         """The rows with their weights, some at a time."""
-        size = self.source.row_bytes(self.term.left)
-        for part in steps(len(self.rows), size / 4, BLOCK_BYTES):
-            block = self.source.read(self.term.left, self.rows[part])
+        layer, size = self.term.left, self.source.row_bytes(self.term.left)
+        rows = Rows(self.source, self.rows, self._in_order(layer))
+        for part in rows.blocks(layer):
+            block = rows.read(layer, part)
             yield block, torch.from_numpy(self.weights[part]).to(numbers(block))
             gathering.add(size * block.samples)
+
+    def _in_order(self, layer: Layer) -> bool:
+        """Whether the rows follow one another where several of them can be read without a copy."""
+        first, last = int(self.rows[0]), int(self.rows[-1])
+        return last - first + 1 == len(self.rows) and self.source.together(layer, first) > 1
 
 
 def combine(session: Session, references: References, weights: Floats) -> Combination:

@@ -73,10 +73,11 @@ def test_gram_and_contraction_agree(
 
 @pytest.mark.parametrize("kind", ["linear", "conv", "embedding", "tied"])
 @pytest.mark.parametrize("form", ["fixed", "ragged"])
-def test_weighted_sum(kind: str, form: str, plain: SimpleNamespace, draw: SimpleNamespace) -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_weighted_sum(kind: str, form: str, alike: bool, plain: SimpleNamespace, draw: SimpleNamespace) -> None:
     rng = np.random.default_rng(1)
     layer = draw.layer(rng, kind)
-    block, weights = draw.factors(rng, layer, 7, form), rng.standard_normal(7)
+    block, weights = draw.factors(rng, layer, 7, form), np.full(7, 0.3) if alike else rng.standard_normal(7)
     expected = weights @ plain.gradients(layer, block)
     result = contract.weighted_sum(layer, block, torch.from_numpy(weights))
     np.testing.assert_allclose(result, expected, atol=TOLERANCE)

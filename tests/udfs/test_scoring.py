@@ -104,7 +104,7 @@ def test_sums_of_references(
     count: int, block_bytes: int, world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few rows stay factors, many are laid out; repeated ones are merged; sums of sums are sums."""
-    monkeypatch.setattr("metaql.udfs.definitions.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("metaql.udfs.rows.BLOCK_BYTES", block_bytes)
     session, rng = world.session, world.rng
     rows, weights = rng.integers(0, count, 2 * count), rng.standard_normal(2 * count)
     patterns = [["", "a", "b & b*"][k % 3] for k in range(2 * count)]
