@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "metaql"
 # What each part may import of ours; the front end (everything else) may import all.
 BORDERS = {
     "errors": (),
-    "storage": ("storage", "errors"),
+    "storage": ("storage", "methods", "errors"),
     "methods": ("methods", "errors"),
     "udfs": ("udfs", "storage", "methods", "errors"),
     "integrations": ("integrations", "storage", "errors"),

@@ -1,0 +1,1 @@
+"""What turns gradients into answers: curvature and its inverse. Tensors only; nothing here knows SQL or a store."""

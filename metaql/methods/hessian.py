@@ -1,0 +1,61 @@
+"""Products with the Hessian of a model's mean loss, by differentiating twice: exact, and as slow as training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Losses = Callable[[Mapping[str, Tensor], Any], Tensor]
+
+
+class Hessian:
+    """That of the mean of ``losses(parameters, batch)`` [n] over all samples of ``batches``, as an operator.
+
+    Its vectors are the parameters' one after another, each flattened. It is symmetric and need not be positive.
+    """
+
+    def __init__(self, losses: Losses, parameters: Mapping[str, Tensor], batches: Sequence[Any]) -> None:
+        self._losses = losses
+        self._parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+        self._batches = batches
+        self.width = sum(value.numel() for value in self._parameters.values())
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return len(self._batches)
+
+    def times(self, vector: Tensor) -> Tensor:
+        """H v, [width], over all batches."""
+        total, samples = torch.zeros_like(vector), 0
+        for number in range(self.batches):
+            product, count = self._sum(number, vector)
+            total, samples = total + product, samples + count
+        return total / max(samples, 1)
+
+    def times_batch(self, number: int, vector: Tensor) -> Tensor:
+        """H v, [width], of one batch's mean loss."""
+        product, count = self._sum(number, vector)
+        return product / max(count, 1)
+
+    def _sum(self, number: int, vector: Tensor) -> tuple[Tensor, int]:
+        values = list(self._parameters.values())
+        # Fused attention can't be differentiated twice.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            losses = self._losses(self._parameters, self._batches[number])
+            first = torch.autograd.grad(losses.sum(), values, create_graph=True, materialize_grads=True)
+            slope = sum((one * other).sum() for one, other in zip(first, self._split(vector), strict=True))
+        if not (isinstance(slope, Tensor) and slope.requires_grad):
+            return torch.zeros_like(vector), len(losses)
+        second = torch.autograd.grad(slope, values, materialize_grads=True)
+        return torch.cat([each.flatten() for each in second]).to(vector), len(losses)
+
+    def _split(self, vector: Tensor) -> Iterator[Tensor]:
+        first = 0
+        for value in self._parameters.values():
+            yield vector[first : first + value.numel()].reshape(value.shape).to(value)
+            first += value.numel()
