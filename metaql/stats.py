@@ -92,7 +92,17 @@ class Statistics:
             return ONE
         if any(_is_key(relation, keys) for relation in relations) and len(relations) == 1:
             return self.rows(relations, conjuncts)
-        return self._count(relations, conjuncts, keys)
+        found = self._count(relations, conjuncts, keys)
+        if all(isinstance(one, Relation) and self._exact(one.item) for one in relations):
+            return found
+        # DuckDB guesses that a join has a group for each of its rows, where there are no more than the keys' own rows.
+        read = frozenset().union(*(key.reads for key in keys))
+        own = tuple(one for one in relations if one.alias in read)
+        if not read or len(own) != len(read) or len(own) == len(relations):
+            return found
+        most = self.groups(own, tuple(one for one in conjuncts if one.reads <= read), keys)
+        known = [one for one in (found, most) if one.value is not None]
+        return min(known, key=lambda one: one.value or 0) if known else UNKNOWN
 
     def gathered(self, gather: Gather) -> Count:
         """Rows that a gathered side has."""

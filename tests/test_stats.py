@@ -125,6 +125,20 @@ def test_a_key_that_tells_rows_apart_has_as_many_values_as_there_are_rows() -> N
     assert statistics(asked).groups(relations("t v"), (), where("t.sample_id")) == Count(7, ESTIMATED)
 
 
+@pytest.mark.parametrize("alone, expected", [("5", 5), ("700", 70), (None, 70)])
+def test_a_join_has_no_more_groups_than_the_keys_relations_alone(alone: str | None, expected: int) -> None:
+    texts: list[str] = []
+
+    def answer(text: str) -> list[tuple[Any, ...]]:
+        texts.append(text)
+        return [("physical_plan", json.dumps([plan("70" if ", mine" in text else alone)]))]
+
+    known = Statistics(answer, lambda item: item.name == "t", "")
+    found = known.groups(relations("t mine"), where("mine.x > 1", "t.y = mine.y"), where("mine.label"))
+    assert found == Count(expected, ESTIMATED)
+    assert texts[-1] == "EXPLAIN (FORMAT JSON) SELECT DISTINCT mine.label FROM mine WHERE (mine.x > 1)"
+
+
 def test_no_keys_and_no_relations() -> None:
     asked = Asked()
     assert statistics(asked).groups(relations("t"), (), ()) == ONE

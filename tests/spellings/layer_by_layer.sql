@@ -11,6 +11,9 @@ SELECT l.layer, avg(inner_product(t.gradient, layers(v.gradient, l.layer))) FROM
 -- restricted on both sides
 SELECT layer, avg(inner_product(layers(t.gradient, layer), layers(v.gradient, layer))) FROM layers, train t, validation v GROUP BY layer
 
+-- joined with a relation of which DuckDB guesses the rows
+SELECT l.name, avg(inner_product(t.gradient, layers(v.gradient, l.name))) FROM train t, validation v, (SELECT DISTINCT layer AS name FROM layers) l GROUP BY l.name
+
 -- with the average
 SELECT l.layer, avg(inner_product(layers(t.gradient, l.layer), (SELECT avg(gradient) FROM validation))) FROM train t, layers l GROUP BY l.layer
 
