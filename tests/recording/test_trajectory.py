@@ -265,6 +265,15 @@ def test_passes_that_are_not_one_of_each(within, error, message, positions, netw
     assert Store.open(tmp_path / "store").manifest.collections[0].rows == 8
 
 
+def test_samples_without_a_dimension_of_their_own(tmp_path):
+    model, inputs = nn.Linear(6, 3).double(), torch.randn(8, 6).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with metaql.Recorder(model, tmp_path / "store") as recorder:
+        message = r"8 samples, but the model ran 8 times .*, 'weight' first on an input of shape \[6\]"
+        with pytest.raises(errors.SampleIdError, match=message), recorder.step(range(8), optimizer):
+            sum(F.cross_entropy(model(each), torch.tensor(1)) for each in inputs).backward()
+
+
 def test_losses_of_one_forward_pass_may_go_backwards_one_by_one(network, pictures, tmp_path):
     inputs, targets = (each[:8] for each in pictures)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)

@@ -117,7 +117,7 @@ def _require_one_run(uses: Sequence[CapturedUse], samples: int) -> None:
     """Raises if the model ran on one part of the batch after the other."""
     sizes: dict[str, list[int]] = defaultdict(list)
     for use in uses:
-        if use.leading[:1] != tuple(use.use.inputs.shape[:1]):
+        if use.leading and use.leading[0] != use.use.inputs.shape[0]:
             return
         for name in _names(use):
             sizes[name].append(use.leading[0] if use.leading else 1)
