@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from metaql.errors import BatchError, ModelStateError, RecordingError, UnsupportedParameterError
+from metaql.errors import ModelStateError, RecordingError, UnsupportedParameterError
 from metaql.storage.collection_writer import CollectionWriter
 from metaql.storage.group import Group
 from metaql.storage.manifest import CROSS_ENTROPY
-from metaql.storage.recording.batches import identified, input_form, inputs_of, labels, move
+from metaql.storage.recording.collecting import Collecting, of_first_rank
 from metaql.storage.recording.continued import require_same_model, require_split
 from metaql.storage.recording.estimate import Estimate, estimate, first_batch
 from metaql.storage.recording.layer_outputs import LayerOutputs
 from metaql.storage.recording.losses import LossFunction, ModelLosses
-from metaql.storage.recording.metadata import as_table, for_samples, require_agreeing, require_same_types, shared
+from metaql.storage.recording.metadata import as_table, shared
 from metaql.storage.recording.model_state import (
     digest,
     mixes_samples,
@@ -31,12 +30,9 @@ from metaql.storage.recording.model_state import (
     weights,
 )
 from metaql.storage.recording.optimizers import checkpoint_settings
-from metaql.storage.recording.sample_gradients import BatchGradients, SampleGradients
-from metaql.storage.recording.sample_ids import ids_at, require_new, require_own
+from metaql.storage.recording.sample_gradients import SampleGradients
 from metaql.storage.recording.trajectory import Reduction, Trajectory
 from metaql.storage.recording.wrappers import distributed, ranks_of, require_whole, runs_copies, unwrapped
-from metaql.storage.schema import Layer
-from metaql.storage.store import Store
 from metaql.storage.writer import Writer
 
 DTYPES = ("float32", "float64", "bfloat16")
@@ -147,72 +143,20 @@ class Recorder:
             self._require_logits(logits)
             watched = None if embeddings is None else LayerOutputs(self._model, embeddings)
             table = shared(None if metadata is None else as_table(metadata), self._group)
-            return self._collect(data, split, checkpoint, table, batch_size, logits, watched)
-
-    def _collect(
-        self,
-        data: Any,
-        split: str,
-        checkpoint: int,
-        table: Any,
-        batch_size: int,
-        logits: bool,
-        watched: LayerOutputs | None,
-    ) -> int:
-        batches, total = identified(data, batch_size, self._group)
-        taken = ids_at(split, checkpoint, self._writer.path, self._writer.manifest)
-        collection: CollectionWriter | None = None
-        progress = tqdm(total=total, desc=f"record {split}", unit="sample", disable=None if self._group.leads else True)
-        try:
-            ids_seen: list[np.ndarray] = []
-            classes: list[Tensor | None] = []
-            forms: set[Any] = set()
-            for ids, batch in self._in_rounds(batches, progress):
-                require_new(ids, taken, split)
-                batch = move(batch, self._device)
-                result = self._gradients.of(batch, ids, watched)
-                if collection is None:
-                    collection = self._begin(split, checkpoint)
-                inputs = inputs_of(batch, len(ids)) if self._keep_inputs else None
-                collection.append(
-                    ids,
-                    result.blocks,
-                    *outputs(result),
-                    inputs=inputs,
-                    logits=logits_of(result) if logits else None,
-                    embeddings=result.embeddings,
-                )
-                ids_seen.append(ids)
-                classes.append(labels(batch, len(ids)))
-                forms.add(input_form(batch, len(ids)))
-            rows = require_own(ids_seen, split, self._group)
-            if collection is None:
-                collection = self._begin(split, checkpoint)
-            table = for_samples(table, np.concatenate(ids_seen), _joined(classes)) if ids_seen else None
-            self._require_types(table)
-            self._require_still(checkpoint)
-            collection.finish(table, input_form=forms.pop() if len(forms) == 1 else None)
-            return rows
-        except BaseException:
-            if collection is not None:
-                collection.abort()
-            raise
-        finally:
-            progress.close()
-
-    def _in_rounds(self, batches: Iterator[tuple[np.ndarray, Any]], progress: Any) -> Iterator[tuple[np.ndarray, Any]]:
-        """The batches of this rank, until those of all ranks are through; after each, they wait for one another."""
-        more = True
-        while more:
-            item = next(batches, None)
-            if item is not None:
-                yield item
-            elif self._gradients.layers is None:
-                self._gradients.layers = self._of_first_rank(None) or None
-            with self._group.together("collect") as turn:
-                turn.own = (0 if item is None else len(item[0]), int(item is not None))
-            progress.update(sum(count for count, _ in turn.all))
-            more = any(more for _, more in turn.all)
+            collecting = Collecting(
+                self._gradients,
+                self._writer,
+                self._group,
+                split,
+                checkpoint,
+                begin=lambda: self._begin(split, checkpoint),
+                require_still=lambda: self._require_still(checkpoint),
+                device=self._device,
+                inputs=self._keep_inputs,
+                logits=logits,
+                watched=watched,
+            )
+            return collecting.record(data, batch_size, table)
 
     def estimate(self, data: Any, batch_size: int = 256) -> Estimate:
         """What recording all of ``data`` would take, in bytes, memory and seconds, from its first batch; ``print`` it.
@@ -289,7 +233,8 @@ class Recorder:
 
     def _prepare(self) -> None:
         known = self._writer.manifest.layers or None
-        self._gradients = SampleGradients(self._function, self._parameters, self._dtype, known, self._of_first_rank)
+        settle = partial(of_first_rank, self._group)
+        self._gradients = SampleGradients(self._function, self._parameters, self._dtype, known, settle)
         name = type(self._model).__name__
         self._trajectory = Trajectory(
             self._parameters,
@@ -298,13 +243,9 @@ class Recorder:
             name,
             self._losses,
             self._group,
-            self._of_first_rank,
+            settle,
             self._wrapped,
         )
-
-    def _of_first_rank(self, formed: tuple[Layer, ...] | None) -> tuple[Layer, ...]:
-        """The layers for all ranks: those that the first rank with any samples has formed."""
-        return next((each for each in self._group.gather(formed) if each is not None), ())
 
     def _require_same_model(self) -> None:
         require_same_model(self._writer.manifest, self._writer.path, self._parameters, self._losses, self._dtype)
@@ -377,33 +318,3 @@ class Recorder:
 
     def _is_at_newest_checkpoint(self) -> bool:
         return self._writer.manifest.checkpoints[-1].digest == digest(self._model.state_dict())
-
-    def _require_types(self, table: Any) -> None:
-        require_agreeing(table, self._group)
-        if table is not None and self._writer.manifest.collections:
-            with closing(Store.open(self._writer.path)) as store:
-                require_same_types(table, store)
-
-
-def outputs(result: BatchGradients) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """loss, prediction (the class of the largest logit) and confidence (its probability), each [n]."""
-    loss = result.losses.double().cpu().numpy()
-    if result.logits is None:
-        return loss, None, None
-    confidence, prediction = result.logits.float().softmax(dim=1).max(dim=1)
-    return loss, prediction.cpu().numpy(), confidence.cpu().numpy()
-
-
-def logits_of(result: BatchGradients) -> Tensor:
-    """The logits [n, classes], float32 on the CPU, as a copy."""
-    if result.logits is None:
-        raise BatchError(
-            "logits=True keeps the logits of samples with one class each, [n, classes]; this model returns more "
-            "dimensions. Keep its whole output: embeddings=['']."
-        )
-    return result.logits.to("cpu", torch.float32, copy=True)
-
-
-def _joined(classes: list[Tensor | None]) -> np.ndarray | None:
-    known = [each for each in classes if each is not None]
-    return torch.cat(known).cpu().numpy() if known and len(known) == len(classes) else None
