@@ -14,6 +14,7 @@ from metaql.errors import BatchError, InternalError, RecordingError
 from metaql.storage.arrow_writer import write_table
 from metaql.storage.background import Background
 from metaql.storage.blocks import Block, Factored, Full, stored
+from metaql.storage.bundle import Bundle, bundled
 from metaql.storage.durable import writing
 from metaql.storage.forms import prefix_width, suffix_width
 from metaql.storage.input_writer import InputWriter
@@ -21,7 +22,7 @@ from metaql.storage.layer_writer import LayerWriter
 from metaql.storage.manifest import Collection, Inputs, Segment
 from metaql.storage.row_writer import RowWriter, row_batch
 from metaql.storage.schema import FULL, Layer, stored_parts
-from metaql.storage.staging import BufferPool, LayerStaging, Staged, release
+from metaql.storage.staging import BufferPool, Staged, release
 from metaql.storage.vector_writer import VectorFiles
 
 # A layer's buffer goes to the writing thread at this size, which makes a record batch. The first ones are
@@ -65,8 +66,7 @@ class CollectionWriter:
         self._commit = commit
         self._discard = discard
         self._pool = pool
-        self._staging = {layer.name: LayerStaging(layer, pool) for layer in layers}
-        self._flushed: dict[str, int] = dict.fromkeys(self._layers, 0)
+        self._bundles: list[Bundle] = []
         self._row_batches: list[Any] = []
         self._row_count = 0
         self._inputs: list[Tensor] = []
@@ -91,12 +91,13 @@ class CollectionWriter:
         inputs: Tensor | None = None,
         logits: Tensor | None = None,
         embeddings: Mapping[str, Tensor] | None = None,
+        scale: Tensor | None = None,
     ) -> None:
         """Appends samples: their ids, a block for each layer, and what goes into ``outputs`` and ``embeddings``.
 
-        The blocks may be of any float type, on any device: they are copied as the layer's. Logits and embeddings are
-        [n, ...] in float32, on the CPU, and nobody changes them any more. WriteError from the writing thread comes out
-        here or at ``finish``.
+        The blocks may be of any float type, on any device: they are copied as the layer's, each sample's times its
+        ``scale`` [n], and a suffix that several layers have once. Logits and embeddings are [n, ...] in float32, on the
+        CPU, and nobody changes them any more. WriteError from the writing thread comes out here or at ``finish``.
         """
         self._require_usable()
         if not len(ids):
@@ -111,8 +112,9 @@ class CollectionWriter:
         # An interrupt (Ctrl-C) in here leaves layers of unequal length: such a collection is never committed.
         self._torn = True
         self._buffer_rows(rows)
-        for name in self._layers:
-            self._buffer_block(name, blocks[name])
+        self._bundle(blocks)
+        for bundle in self._bundles:
+            self._buffer(bundle, blocks, scale)
         if inputs is not None:
             self._buffer_inputs(inputs)
         self.bytes += self._vectors.append(logits, embeddings or {})
@@ -188,10 +190,23 @@ class CollectionWriter:
         if self._row_count >= _FLUSH_ROWS:
             self._flush_rows()
 
-    def _buffer_block(self, name: str, block: Factored | Full) -> None:
-        self.bytes += self._staging[name].append(block)
-        if self._staging[name].bytes >= min(max(_FIRST_FLUSH_BYTES, self._flushed[name]), _FLUSH_BYTES):
-            self._flush(name)
+    def _bundle(self, blocks: Mapping[str, Factored | Full]) -> None:
+        """Puts layers with the same suffixes together; who once had another goes on alone."""
+        if not self.rows:
+            self._bundles = [
+                Bundle(each, self._layer_writers, self._pool) for each in bundled(self._layers.values(), blocks)
+            ]
+        bundles, self._bundles = self._bundles, []
+        for bundle in bundles:
+            parts = bundled(bundle.layers, blocks)
+            if len(parts) > 1:
+                self._flush(bundle)
+            self._bundles += [bundle] if len(parts) == 1 else [bundle.part(each) for each in parts]
+
+    def _buffer(self, bundle: Bundle, blocks: Mapping[str, Factored | Full], scale: Tensor | None) -> None:
+        self.bytes += bundle.append(blocks, scale)
+        if bundle.staging.most >= min(max(_FIRST_FLUSH_BYTES, bundle.flushed), _FLUSH_BYTES):
+            self._flush(bundle)
 
     def _buffer_inputs(self, inputs: Tensor) -> None:
         self._inputs.append(inputs.detach().cpu().contiguous())
@@ -201,29 +216,29 @@ class CollectionWriter:
             self._flush_inputs()
 
     def _relieve(self) -> None:
-        while sum(staging.bytes for staging in self._staging.values()) > _BUFFERED_BYTES:
-            self._flush(max(self._staging, key=lambda name: self._staging[name].bytes))
+        while sum(bundle.staging.bytes for bundle in self._bundles) > _BUFFERED_BYTES:
+            self._flush(max(self._bundles, key=lambda bundle: bundle.staging.bytes))
 
     def _flush_all(self) -> None:
         self._flush_rows()
         self._flush_inputs()
         self._flush_vectors()
-        for name in self._layers:
-            self._flush(name)
+        for bundle in self._bundles:
+            self._flush(bundle)
 
     def _flush_rows(self) -> None:
         batches, self._row_batches, self._row_count = self._row_batches, [], 0
         if batches:
             self._submit(lambda: self._row_writer.write(batches), len(batches) * _ROW_BYTES)
 
-    def _flush(self, name: str) -> None:
-        size = self._staging[name].bytes
-        self._flushed[name] += size
-        if (staged := self._staging[name].take()) is not None:
-            self._submit(lambda: self._write(name, staged), size)
+    def _flush(self, bundle: Bundle) -> None:
+        size, most = bundle.staging.bytes, bundle.staging.most
+        bundle.flushed += most
+        if (staged := bundle.staging.take()) is not None:
+            self._submit(lambda: self._write(bundle, staged), size)
 
-    def _write(self, name: str, staged: Staged) -> None:
-        self._layer_writers[name].write(staged)
+    def _write(self, bundle: Bundle, staged: Staged) -> None:
+        bundle.write(staged)
         release(staged, self._pool)
 
     def _flush_inputs(self) -> None:

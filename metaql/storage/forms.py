@@ -6,6 +6,8 @@ differing  samples differ in their number of positions: ``suffix`` and ``prefix`
 full       ``gradient``, laid out: the weight row-major, then the bias
 ========== =============================================================================================
 
+Where another layer's segment holds the same suffixes, ``suffix`` is left out.
+
 bfloat16 has no Arrow type that every reader knows, and travels as its sixteen bits in uint16.
 """
 
@@ -52,28 +54,33 @@ def suffix_row_width(layer: Layer, positions: int) -> int:
     return prod(layer.unfold.input_shape) if layer.unfold else positions * suffix_width(layer)
 
 
+def suffix_bytes(layer: Layer, rows: float, positions: float) -> float:
+    """What the suffixes of so many rows, with so many positions together, take."""
+    value: int = index_type(layer).bit_width // 8 if layer.kind == "embedding" else FLOAT_BYTES[layer.dtype]
+    return value * (rows * prod(layer.unfold.input_shape) if layer.unfold else positions * suffix_width(layer))
+
+
 def full_schema(layer: Layer) -> Any:
     """The Arrow schema of a segment of laid-out gradients."""
     return pa.schema([_column("gradient", _fixed(FLOATS[layer.dtype], layer.width))])
 
 
-def fixed_schema(layer: Layer, positions: int) -> Any:
+def fixed_schema(layer: Layer, positions: int, with_suffix: bool) -> Any:
     """The Arrow schema of a segment whose samples all have this many positions."""
     value = FLOATS[layer.dtype]
     suffix = index_type(layer) if layer.kind == "embedding" else value
-    return pa.schema(
-        [
-            _column("suffix", _fixed(suffix, suffix_row_width(layer, positions))),
-            _column("prefix", _fixed(value, positions * prefix_width(layer))),
-        ]
-    )
+    prefixes = _column("prefix", _fixed(value, positions * prefix_width(layer)))
+    if not with_suffix:
+        return pa.schema([prefixes])
+    return pa.schema([_column("suffix", _fixed(suffix, suffix_row_width(layer, positions))), prefixes])
 
 
-def differing_schema(layer: Layer) -> Any:
+def differing_schema(layer: Layer, with_suffix: bool) -> Any:
     """The Arrow schema of a segment whose samples differ in their number of positions."""
     value = FLOATS[layer.dtype]
     suffix = index_type(layer) if layer.kind == "embedding" else _fixed(value, suffix_width(layer))
-    return pa.schema([_column("suffix", _list(suffix)), _column("prefix", _list(_fixed(value, prefix_width(layer))))])
+    prefixes = _column("prefix", _list(_fixed(value, prefix_width(layer))))
+    return pa.schema([_column("suffix", _list(suffix)), prefixes] if with_suffix else [prefixes])
 
 
 def _column(name: str, kind: Any) -> Any:

@@ -6,7 +6,6 @@ a batch, and one more where rows of several batches have to be brought into the 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -60,7 +59,7 @@ def read_rows(index: BatchIndex, rows: Array, widths: Widths) -> Rows:
 def _consecutive(index: BatchIndex, rows: Array) -> Rows | None:
     """Views of the one batch that holds the rows one after another, if there is one."""
     first, count = int(rows[0]), len(rows)
-    batch = bisect_right(index.starts, first) - 1
+    batch = index.at(first)
     if batch < 0 or first + count > index.ends[batch]:
         return None
     if count > 1 and (int(rows[-1]) != first + count - 1 or np.count_nonzero(rows[1:] - rows[:-1] == 1) < count - 1):

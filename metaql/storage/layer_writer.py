@@ -6,14 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metaql.storage.arrow_writer import ArrowWriter
-from metaql.storage.forms import DIFFERING, FIXED
+from metaql.storage.forms import FIXED
 from metaql.storage.manifest import Segment, Statistics
-from metaql.storage.packing import Packed, pack
+from metaql.storage.packing import Packed
 from metaql.storage.schema import Layer
-from metaql.storage.staging import Staged
-
-_SLICE_BYTES = 32 << 20
-_LARGEST_BATCH_BYTES = 64 << 20
 
 
 @dataclass
@@ -22,6 +18,7 @@ class _Open:
 
     form: str
     schema: object
+    suffix_of: str | None
     first_row: int
     writer: ArrowWriter
     statistics: list[Statistics] = field(default_factory=list)
@@ -38,18 +35,19 @@ class LayerWriter:
         self._open: _Open | None = None
         self._segments: list[Segment] = []
 
-    def write(self, staged: Staged) -> None:
-        """Appends the samples, in batches of some tens of megabytes."""
-        packed = self._pack(staged)
+    def may_be_fixed(self, positions: int) -> bool:
+        """Whether samples of so many positions may go on in the form ``fixed``; once they differed, none may."""
+        if self._open is None:
+            return True
+        return self._open.form == FIXED and self._open.statistics[-1].most == positions
+
+    def write(self, packed: Packed, rows_at_once: int) -> None:
+        """Appends the samples, in record batches of so many."""
         segment = self._segment(packed)
         segment.statistics.append(packed.statistics)
         rows = packed.batch.num_rows
-        pieces = 1
-        if packed.batch.nbytes > _LARGEST_BATCH_BYTES:
-            pieces = -(-packed.batch.nbytes // _SLICE_BYTES)
-        step = -(-rows // pieces)
-        for begin in range(0, rows, step):
-            segment.writer.write(packed.batch.slice(begin, step))
+        for begin in range(0, rows, rows_at_once):
+            segment.writer.write(packed.batch.slice(begin, rows_at_once))
         self._rows += rows
 
     def close(self) -> list[Segment]:
@@ -62,20 +60,13 @@ class LayerWriter:
         if self._open is not None:
             self._open.writer.abandon()
 
-    def _pack(self, staged: Staged) -> Packed:
-        """In the open segment's form where that can be; once samples differed, the form does not go back."""
-        packed = pack(self._layer, staged, may_be_fixed=self._open is None or self._open.form != DIFFERING)
-        if packed.form == FIXED and self._open is not None and self._open.schema != packed.batch.schema:
-            return pack(self._layer, staged, may_be_fixed=False)
-        return packed
-
     def _segment(self, packed: Packed) -> _Open:
         """The open segment if the batch fits into it, else the next."""
-        if self._open is None or self._open.schema != packed.batch.schema:
+        schema = packed.batch.schema
+        if self._open is None or (self._open.schema, self._open.suffix_of) != (schema, packed.suffix_of):
             self._close_segment()
             path = self._folder / f"{self._number}-{len(self._segments)}.arrow"
-            writer = ArrowWriter(path, packed.batch.schema)
-            self._open = _Open(packed.form, packed.batch.schema, self._rows, writer)
+            self._open = _Open(packed.form, schema, packed.suffix_of, self._rows, ArrowWriter(path, schema))
         return self._open
 
     def _close_segment(self) -> None:
@@ -93,4 +84,6 @@ class LayerWriter:
             most=max(one.most for one in segment.statistics),
         )
         rows = self._rows - segment.first_row
-        self._segments.append(Segment(self._layer.name, segment.first_row, rows, segment.form, file, statistics))
+        self._segments.append(
+            Segment(self._layer.name, segment.first_row, rows, segment.form, file, statistics, segment.suffix_of)
+        )

@@ -54,7 +54,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Segment:
-    """One layer's gradients for the rows ``first_row`` and following, in one form and one file."""
+    """One layer's gradients for the rows ``first_row`` and following, in one form and one file.
+
+    ``suffix_of`` names the layer whose segments hold the suffixes, for they are the same; None where this one does.
+    """
 
     layer: str
     first_row: int
@@ -62,6 +65,7 @@ class Segment:
     form: str
     file: DataFile
     statistics: Statistics
+    suffix_of: str | None = None
 
 
 @dataclass(frozen=True)

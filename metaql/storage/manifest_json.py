@@ -23,9 +23,9 @@ from metaql.storage.manifest import (
 from metaql.storage.schema import Layer, Parameter, Unfold
 
 FORMAT = "metaql"
-FORMAT_VERSION = 2
-# Version 1 knew no tied layers; all else is the same.
-_READABLE = (1, FORMAT_VERSION)
+FORMAT_VERSION = 3
+# Version 1 knew no tied layers, and before version 3 every segment had its own suffixes; all else is the same.
+_READABLE = (1, 2, FORMAT_VERSION)
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -46,7 +46,7 @@ def decode(data: bytes, path: Path, cure: str) -> Manifest:
     if name == FORMAT and version not in _READABLE:
         raise StoreVersionError(
             f"{path} is in version {version} of the store's format, and this MetaQL reads versions "
-            f"{' and '.join(map(str, _READABLE))}: use the MetaQL that recorded it, or a newer one."
+            f"{', '.join(map(str, _READABLE))}: use the MetaQL that recorded it, or a newer one."
         )
     body = rest[:-1]
     if name != FORMAT or rest[-1:] != b"\n" or len(body) != length or zlib.crc32(body) != crc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,11 +42,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class Source:
-    """A file of consecutive rows, its form, and the store-wide number of its first row."""
+    """A file of consecutive rows, its form, and the store-wide number of its first row.
+
+    ``suffixes`` is where its first column is, in record batches of the same rows, where the file lacks it.
+    """
 
     file: DataFile
     form: str
     first_row: int
+    suffixes: BatchIndex | None = None
 
 
 class OpenFiles:
@@ -115,7 +120,15 @@ class BatchIndex:
     def columns(self, batch: int) -> Columns:
         """The batch with this place among all batches."""
         source, number = self._batches[batch]
-        return self._open_files.columns(source, number)
+        own = self._open_files.columns(source, number)
+        if source.suffixes is None:
+            return own
+        first, *_ = source.suffixes.columns(source.suffixes.at(self.starts[batch])).tensors
+        return Columns(own.file, (first, *own.tensors), own.offsets)
+
+    def at(self, row: int) -> int:
+        """The place of the last batch that begins at this row or before it; -1 if there is none."""
+        return bisect_right(self.starts, row) - 1
 
 
 def _open_files() -> int:

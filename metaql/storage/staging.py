@@ -7,6 +7,7 @@ pages, which costs more than the copy does. The same pass converts to the stored
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metaql.storage.blocks import Factored, Full
-from metaql.storage.schema import Layer
+from metaql.storage.schema import FULL, Layer
 
 # Untouched pages of a buffer cost nothing, so all have one size and fit any column.
 _BUFFER_BYTES = 24 << 20
@@ -28,13 +29,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Staged:
-    """The blocks of some batches: ``values`` are the flat suffix and prefix, or the flat gradient alone.
+    """The blocks of some batches: the flat ``suffix`` that layers have in common, and in ``values`` each one's prefix.
 
-    ``positions`` is the number that every sample has, or None where they differ or have none; ``offsets`` (int64
-    [samples + 1]) says where each one's begin.
+    Of a layer in the full layout there is no suffix, and the one value is the flat gradient. ``positions`` is the
+    number that every sample has, or None where they differ or have none; ``offsets`` (int64 [samples + 1]) says where
+    each one's begin.
     """
 
     samples: int
+    suffix: Tensor | None
     values: tuple[Tensor, ...]
     positions: int | None
     offsets: Array
@@ -60,32 +63,37 @@ class BufferPool:
             self._free.append(buffer)
 
 
-class LayerStaging:
-    """What one layer has waiting."""
+class Staging:
+    """What layers that have their suffixes in common have waiting; one in the full layout is alone."""
 
-    def __init__(self, layer: Layer, pool: BufferPool) -> None:
-        stored = getattr(torch, layer.dtype)
-        index = torch.int64 if layer.kind == "embedding" else stored
-        types = {"gradient": stored, "suffix": index, "prefix": stored}
-        self._columns = {name: _Column(dtype, pool) for name, dtype in types.items()}
+    def __init__(self, layers: Sequence[Layer], pool: BufferPool) -> None:
+        stored = getattr(torch, layers[0].dtype)
+        index = torch.int64 if layers[0].kind == "embedding" else stored
+        self._suffix = None if layers[0].layout == FULL else _Column(index, pool)
+        self._values = [_Column(stored, pool) for _ in layers]
         self._lengths: list[Array] = []
         self._samples = 0
 
     @property
     def bytes(self) -> int:
         """How much is waiting."""
-        return sum(column.used for column in self._columns.values())
+        return sum(column.used for column in self._columns)
 
-    def append(self, block: Factored | Full) -> int:
-        """Copies the block; returns its bytes."""
+    @property
+    def most(self) -> int:
+        """How much of it a layer would have if it had no others beside it, at most."""
+        shared = 0 if self._suffix is None else self._suffix.used
+        return shared + max(column.used for column in self._values)
+
+    def append(self, blocks: Sequence[Factored | Full], scale: Tensor | None) -> int:
+        """Copies the blocks of the layers, each sample's times its ``scale`` [n]; returns the bytes."""
         before = self.bytes
-        self._samples += block.samples
-        if isinstance(block, Full):
-            self._columns["gradient"].append(block.gradient)
-        else:
-            self._columns["suffix"].append(block.suffix)
-            self._columns["prefix"].append(block.prefix)
-            self._lengths.append(_lengths(block))
+        self._samples += blocks[0].samples
+        for column, block in zip(self._values, blocks, strict=True):
+            column.append(*_by_sample(block, scale))
+        if isinstance(blocks[0], Factored) and self._suffix is not None:
+            self._suffix.append(blocks[0].suffix)
+            self._lengths.append(_lengths(blocks[0]))
         return self.bytes - before
 
     def take(self) -> Staged | None:
@@ -94,11 +102,16 @@ class LayerStaging:
             return None
         samples, self._samples = self._samples, 0
         lengths, self._lengths = self._lengths, []
-        values = tuple(column.take() for column in self._columns.values() if column.lent)
+        suffix = None if self._suffix is None else self._suffix.take()
+        values = tuple(column.take() for column in self._values)
         every = np.concatenate(lengths) if lengths else np.zeros(samples, dtype=np.int64)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(every)])
         common = int(every[0]) if every[0] and (every == every[0]).all() else None
-        return Staged(samples, values, common, offsets)
+        return Staged(samples, suffix, values, common, offsets)
+
+    @property
+    def _columns(self) -> list[_Column]:
+        return self._values if self._suffix is None else [self._suffix, *self._values]
 
 
 class _Column:
@@ -110,16 +123,16 @@ class _Column:
         self._buffer: Tensor | None = None
         self.used = 0
 
-    @property
-    def lent(self) -> bool:
-        """Whether anything was appended, be it of no length."""
-        return self._buffer is not None
-
-    def append(self, values: Tensor) -> None:
+    def append(self, values: Tensor, scale: Tensor | None = None) -> None:
         end = self.used + values.numel() * self._dtype.itemsize
         buffer = self._with_room(end)
         place = buffer[self.used : end].view(self._dtype).view(values.shape)
-        place.copy_(values)
+        if scale is None:
+            place.copy_(values)
+        elif values.device == place.device:
+            torch.mul(values, scale, out=place)
+        else:
+            place.copy_(values * scale)
         self.used = end
 
     def take(self) -> Tensor:
@@ -140,8 +153,21 @@ class _Column:
 
 def release(staged: Staged, pool: BufferPool) -> None:
     """Gives the buffers behind staged values back to the pool."""
-    for values in staged.values:
+    for values in staged.values if staged.suffix is None else (staged.suffix, *staged.values):
         pool.give_back(_whole_buffer(values))
+
+
+def _by_sample(block: Factored | Full, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A block's prefixes or its gradient, and what they are to be multiplied by."""
+    values = block.gradient if isinstance(block, Full) else block.prefix
+    if scale is None:
+        return values, None
+    own = scale.to(values)
+    if isinstance(block, Full):
+        return values, own[:, None]
+    if block.offsets is not None:
+        return values, own.repeat_interleave(block.offsets.diff())[:, None]
+    return values.unflatten(0, (block.samples, len(values) // max(block.samples, 1))), own[:, None, None]
 
 
 def _whole_buffer(values: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import zlib
-from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +16,7 @@ from metaql.errors import ReferenceError, StoreError, UnknownNameError
 from metaql.storage.blocks import Block, Factored, Full, whole
 from metaql.storage.commit import read_manifest
 from metaql.storage.forms import FULL as FULL_FORM
-from metaql.storage.forms import prefix_width, suffix_row_width, suffix_width
+from metaql.storage.forms import prefix_width, suffix_bytes, suffix_row_width, suffix_width
 from metaql.storage.gather import MissingRowError, Rows, Widths, read_rows
 from metaql.storage.manifest import Checkpoint, Collection, DataFile, Manifest
 from metaql.storage.mapped_file import StoreFolder
@@ -89,17 +88,20 @@ class Store:
         if not len(rows):
             return _block(layer, _no_rows(layer, widths), 0)
         try:
-            found = read_rows(self._index(layer), rows, widths)
+            found = read_rows(self._index(layer.name), rows, widths)
         except MissingRowError as missing:
             raise self._no_such_row(missing.row) from None
         return _block(layer, found, len(rows))
 
     def row_bytes(self, layer: Layer) -> int:
-        """Stored bytes of an average row of a layer; 0 where nothing is stored."""
-        names = [part.name for part in stored_parts(layer)]
-        segments = [one for each in self.manifest.collections for one in each.segments if one.layer in names]
-        rows = sum(one.rows for one in segments) // len(names)
-        return sum(one.file.bytes for one in segments) // max(rows, 1)
+        """Bytes to read of an average row of a layer, also those that it shares; 0 where nothing is stored."""
+        found = 0
+        for part in stored_parts(layer):
+            segments = [one for each in self.manifest.collections for one in each.segments if one.layer == part.name]
+            shared = (suffix_bytes(part, one.rows, one.statistics.positions) for one in segments if one.suffix_of)
+            rows = sum(one.rows for one in segments)
+            found += round(sum(one.file.bytes for one in segments) + sum(shared)) // max(rows, 1)
+        return found
 
     def together(self, layer: Layer, row: int) -> int:
         """How many rows from this one on lie in its record batch, so that reading them copies nothing."""
@@ -117,8 +119,8 @@ class Store:
 
         ``layer`` is one of ``stored_parts``.
         """
-        index = self._index(layer)
-        batch = bisect_right(index.starts, row) - 1
+        index = self._index(layer.name)
+        batch = index.at(row)
         if batch < 0 or row >= index.ends[batch]:
             return row, row
         return index.starts[batch], index.ends[batch]
@@ -194,16 +196,16 @@ class Store:
             self._open_files.get, lambda number: file_of(collections[number]), self._starts, rows, column
         )
 
-    def _index(self, layer: Layer) -> BatchIndex:
-        index = self._indices.get(layer.name)
+    def _index(self, name: str) -> BatchIndex:
+        index = self._indices.get(name)
         if index is None:
             sources = [
-                Source(one.file, one.form, one.first_row)
+                Source(one.file, one.form, one.first_row, self._index(one.suffix_of) if one.suffix_of else None)
                 for collection in self.manifest.collections
                 for one in collection.segments
-                if one.layer == layer.name
+                if one.layer == name
             ]
-            index = self._indices[layer.name] = BatchIndex(self._open_files, sources)
+            index = self._indices[name] = BatchIndex(self._open_files, sources)
         return index
 
     def _checkpoint(self, number: int) -> Checkpoint:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from metaql.storage.arrow_arrays import as_numpy, column, empty, primitive, repeated
-from metaql.storage.forms import FLOAT_BYTES, index_type, prefix_width, suffix_row_width
+from metaql.storage.forms import FLOAT_BYTES, prefix_width, suffix_bytes
 from metaql.storage.manifest import Collection, Segment
 from metaql.storage.row_writer import ROW_SCHEMA
 from metaql.storage.schema import FULL, Layer, parts, stored_parts
@@ -237,7 +237,4 @@ def _factored_bytes(layer: Layer, segments: list[list[Segment]]) -> int | None:
 
 
 def _bytes_of(layer: Layer, positions: float) -> int:
-    value = FLOAT_BYTES[layer.dtype]
-    suffix = index_type(layer).bit_width // 8 if layer.kind == "embedding" else value
-    whole = suffix_row_width(layer, 1) if layer.unfold else suffix_row_width(layer, 1) * positions
-    return round(whole * suffix + positions * prefix_width(layer) * value)
+    return round(suffix_bytes(layer, 1, positions) + positions * prefix_width(layer) * FLOAT_BYTES[layer.dtype])

@@ -34,6 +34,7 @@ from metaql.storage.writer import Writer
 
 LAYERS = (
     Layer("words", "linear", (Parameter("words.weight", (3, 5)),), FACTORED, "float32", 1, 5, 3),
+    Layer("fellow", "linear", (Parameter("fellow.weight", (2, 5)),), FACTORED, "float32", 1, 5, 2),
     Layer("scale", "norm", (Parameter("scale.weight", (8,)),), FULL, "float32"),
 )
 ROUNDS_PER_STORE = 10
@@ -51,6 +52,7 @@ def contents(number):
         suffix, prefix = torch.randn(positions, 5, generator=generator), torch.randn(positions, 3, generator=generator)
         blocks = {
             "words": Factored(suffix, prefix, count, offsets),
+            "fellow": Factored(suffix, prefix[:, :2] + 1, count, offsets),
             "scale": Full(torch.randn(count, 8, generator=generator)),
         }
         batches.append((np.arange(first, first + count), blocks))
@@ -114,13 +116,15 @@ def verify_collection(store, collection):
     assert collection.split == f"number {collection.number}"
     assert collection.rows == sum(len(ids) for ids, _ in batches)
     first = collection.first_row
+    assert {one.suffix_of for one in collection.segments if one.layer == "fellow"} == {"words"}
     for ids, blocks in batches:
         rows = np.arange(first, first + len(ids))
-        words = store.read(LAYERS[0], rows)
-        assert torch.equal(words.suffix, blocks["words"].suffix)
-        assert torch.equal(words.prefix, blocks["words"].prefix)
-        assert torch.equal(words.offsets, blocks["words"].offsets)
-        assert torch.equal(store.read(LAYERS[1], rows).gradient, blocks["scale"].gradient)
+        for layer in LAYERS[:2]:
+            found, expected = store.read(layer, rows), blocks[layer.name]
+            assert torch.equal(found.suffix, expected.suffix)
+            assert torch.equal(found.prefix, expected.prefix)
+            assert torch.equal(found.offsets, expected.offsets)
+        assert torch.equal(store.read(LAYERS[2], rows).gradient, blocks["scale"].gradient)
         first += len(ids)
     ids = store.table(collection.row_file).column("sample_id").to_numpy()
     assert (ids == np.concatenate([ids for ids, _ in batches])).all()

@@ -130,10 +130,10 @@ def test_the_cure_for_a_pointer_works(store_path):
 def test_another_format_version(store_path):
     path = store_path / "manifests/00000007.json"
     header, body = path.read_bytes().split(b"\n", 1)
-    changed = json.dumps({**json.loads(header), "format_version": 3}).encode() + b"\n" + body
+    changed = json.dumps({**json.loads(header), "format_version": 4}).encode() + b"\n" + body
     path.write_bytes(changed)
     (store_path / "HEAD").write_text(f"7 {zlib.crc32(changed):08x}\n")
-    with pytest.raises(StoreVersionError, match=r"00000007.json is in version 3 .* reads versions 1 and 2: use"):
+    with pytest.raises(StoreVersionError, match=r"00000007.json is in version 4 .* reads versions 1, 2, 3: use"):
         Store.open(store_path)
     with pytest.raises(StoreVersionError):
         Writer.open(store_path)

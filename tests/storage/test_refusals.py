@@ -141,7 +141,7 @@ def test_a_torn_append_is_never_committed(tmp_path, writer, monkeypatch):
     collection = writer.collection("train", 1)
     collection.append(np.arange(5), blocks(5), np.zeros(5))
     # After the first layer.
-    monkeypatch.setattr(collection._staging["b"], "append", interrupted)
+    monkeypatch.setattr(collection._bundles[1].staging, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
         collection.append(np.arange(5), blocks(5), np.zeros(5))
     monkeypatch.undo()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metaql.errors import ReferenceError, UnknownNameError
-from metaql.storage import collection_writer, layer_writer, segments
+from metaql.storage import bundle, collection_writer, segments
 from metaql.storage.blocks import Factored, Full, Tied, lay_out
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
@@ -22,8 +22,8 @@ def batches(request, monkeypatch):
         monkeypatch.setattr(collection_writer, "_FLUSH_BYTES", 2000)
         monkeypatch.setattr(collection_writer, "_FLUSH_ROWS", 20)
     if request.param == "cut batches":
-        monkeypatch.setattr(layer_writer, "_LARGEST_BATCH_BYTES", 900)
-        monkeypatch.setattr(layer_writer, "_SLICE_BYTES", 500)
+        monkeypatch.setattr(bundle, "_LARGEST_BATCH_BYTES", 900)
+        monkeypatch.setattr(bundle, "_SLICE_BYTES", 500)
         monkeypatch.setattr(segments, "_SHARE_OF_DESCRIPTORS", 1 << 62)
     return request.param
 

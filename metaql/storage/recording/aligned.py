@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -19,21 +19,18 @@ from metaql.storage.schema import Unfold
 
 @dataclass(frozen=True)
 class AlignedUse:
-    """The factors of one operation for a batch of n ``samples``, from dC/dy of the operation's output.
-
-    ``scale`` [n] turns the prefixes of the loss that was differentiated into those of the samples' own losses.
-    """
+    """The factors of one operation for a batch of n ``samples``, from dC/dy of the operation's output."""
 
     captured: CapturedUse
     alignment: Alignment
     samples: int
     dy: Tensor
-    scale: Tensor | None = None
 
     @cached_property
     def prefix(self) -> Tensor:
         """[n, positions, output width], in float32 or float64."""
-        return _scaled(self._unscaled(), self.scale)
+        use = self.captured.use
+        return at_least_float32(self._align(use.operation.prefix(use, self.dy)).flatten(1, -2))
 
     @cached_property
     def suffix(self) -> Tensor:
@@ -46,6 +43,16 @@ class AlignedUse:
         if use.operation.kind == "embedding":
             return values.flatten(1)
         return at_least_float32(values.flatten(1, -2).to(self.dy.dtype))
+
+    @property
+    def suffix_mark(self) -> Hashable:
+        """Equal for uses with the same suffix; None where that can't be told without making it."""
+        use, inputs = self.captured.use, self.captured.use.inputs
+        made_by = use.operation.suffix_mark(use)
+        if made_by is None:
+            return None
+        place = inputs.data_ptr(), inputs.device, inputs.dtype, inputs.shape, inputs.stride()
+        return made_by, place, use.axes, self.captured.leading, self.alignment, self.dy.dtype
 
     @property
     def kept_input(self) -> Tensor:
@@ -79,7 +86,7 @@ class AlignedUse:
         values instead, which say how much of the sum may be rounding.
         """
         use, captured = self.captured.use, self.captured
-        prefix = self._unscaled() if weights is None else self.prefix * weights.to(self.prefix)[:, None, None]
+        prefix = self.prefix if weights is None else self.prefix * weights.to(self.prefix)[:, None, None]
         prefix = prefix.flatten(0, 1)
         prefix = prefix.abs() if magnitudes else prefix
         found = {} if captured.bias is None else {captured.bias: prefix.sum(0)}
@@ -89,16 +96,8 @@ class AlignedUse:
             found[captured.weight] = products(use.operation.kind, suffix[None], prefix[None], use.groups, shape)[0]
         return found
 
-    def _unscaled(self) -> Tensor:
-        use = self.captured.use
-        return at_least_float32(self._align(use.operation.prefix(use, self.dy)).flatten(1, -2))
-
     def _align(self, values: Tensor) -> Tensor:
         return self.alignment.apply(values, len(self.captured.leading), self.samples)
-
-
-def _scaled(values: Tensor, scale: Tensor | None) -> Tensor:
-    return values if scale is None else values * scale.to(values).reshape(-1, *[1] * (values.dim() - 1))
 
 
 def mixtures(

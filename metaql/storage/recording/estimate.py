@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +20,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from metaql.errors import BatchError
 from metaql.storage.arrow_arrays import primitive
-from metaql.storage.blocks import Block, Factored, Full, size, stored
+from metaql.storage.blocks import Block, size, stored
+from metaql.storage.bundle import bundled
 from metaql.storage.group import Group
-from metaql.storage.packing import pack
+from metaql.storage.packing import Packed, Packer
 from metaql.storage.recording.batches import identified, inputs_of, labels, move
 from metaql.storage.recording.estimate_text import suggestions, table
 from metaql.storage.recording.sample_gradients import BatchGradients, SampleGradients
 from metaql.storage.row_writer import row_batch
-from metaql.storage.schema import FULL, Layer
-from metaql.storage.staging import BufferPool, LayerStaging, release
+from metaql.storage.schema import FULL, Layer, stored_parts
+from metaql.storage.staging import BufferPool, Staged, Staging, release
 
 # What packing, summing and writing reach together on a common SSD.
 WRITTEN_PER_SECOND = 400e6
@@ -151,8 +152,8 @@ def estimate(
     (_, examining), peak = _peak(device, lambda: _timed(device, lambda: gradients.of(batch, first.ids)))
     result, seconds = _timed(device, lambda: _staged(gradients, batch, first.ids))
     assert gradients.layers is not None
-    sizes = [_layer_size(layer, result.blocks[layer.name]) for layer in gradients.layers]
-    narrow = [_layer_size(replace(one, dtype="bfloat16"), result.blocks[one.name]) for one in gradients.layers]
+    sizes = _layer_sizes(gradients.layers, result.blocks)
+    narrow = _layer_sizes([replace(one, dtype="bfloat16") for one in gradients.layers], result.blocks)
     rows = _rows_size(first, result)
     kept = _inputs_size(first) if inputs else _NOTHING
     whole, halved = sum(sizes, rows + kept), sum(narrow, rows + kept)
@@ -206,28 +207,38 @@ def _staged(gradients: SampleGradients, batch: Any, ids: Any) -> BatchGradients:
     result = gradients.of(batch, ids)
     assert gradients.layers is not None
     pool = BufferPool()
-    for layer in gradients.layers:
-        for part, block in stored(layer, result.blocks[layer.name]):
-            staging = LayerStaging(part, pool)
-            staging.append(block)
-            if (staged := staging.take()) is not None:
-                release(staged, pool)
+    for _, staged in _bundles(gradients.layers, result.blocks, pool):
+        release(staged, pool)
     return result
 
 
-def _layer_size(layer: Layer, block: Block) -> _Size:
-    """What the layer's files would hold, were there this block alone; the positions are those of the first."""
-    sizes = [_part_size(part, one) for part, one in stored(layer, block)]
-    return replace(sum(sizes[1:], sizes[0]), positions=sizes[0].positions)
+def _bundles(
+    layers: Iterable[Layer], blocks: Mapping[str, Block], pool: BufferPool
+) -> Iterator[tuple[list[Layer], Staged]]:
+    """What is written together, staged."""
+    given = [(part, one) for layer in layers for part, one in stored(layer, blocks[layer.name])]
+    found = {part.name: one for part, one in given}
+    for bundle in bundled([part for part, _ in given], found):
+        staging = Staging(bundle, pool)
+        staging.append([found[part.name] for part in bundle], scale=None)
+        staged = staging.take()
+        assert staged is not None
+        yield bundle, staged
 
 
-def _part_size(layer: Layer, block: Factored | Full) -> _Size:
-    staging = LayerStaging(layer, BufferPool())
-    staging.append(block)
-    staged = staging.take()
-    assert staged is not None
-    packed = pack(layer, staged, may_be_fixed=True)
-    positions = None if layer.layout == FULL else packed.statistics.positions / block.samples
+def _layer_sizes(layers: Sequence[Layer], blocks: Mapping[str, Block]) -> list[_Size]:
+    """What each layer's files would hold, were there these blocks alone; the positions are those of its first part."""
+    sizes = {
+        part.name: _part_size(part, packed, staged.samples)
+        for bundle, staged in _bundles(layers, blocks, BufferPool())
+        for part, packed in zip(bundle, Packer(bundle).pack(staged), strict=True)
+    }
+    by_part = [[sizes[part.name] for part in stored_parts(layer)] for layer in layers]
+    return [replace(sum(each[1:], each[0]), positions=each[0].positions) for each in by_part]
+
+
+def _part_size(layer: Layer, packed: Packed, samples: int) -> _Size:
+    positions = None if layer.layout == FULL else packed.statistics.positions / samples
     return replace(_file_size(packed.batch), positions=positions)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from metaql.errors import NotFiniteError, UnsupportedParameterError
 from metaql.storage.blocks import Block, Factored, Full, Tied, owners, whole
 from metaql.storage.recording.aligned import AlignedUse
-from metaql.storage.recording.factors import factors
+from metaql.storage.recording.factors import Suffixes, factors
 from metaql.storage.recording.layering import FACTORED_KINDS, geometry
 from metaql.storage.schema import FACTORED, Layer, Parameter, parts
 
@@ -26,22 +26,26 @@ def parameter_gradient(
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 
-def make_block(
-    layer: Layer,
-    uses: Sequence[AlignedUse],
-    replayed: Mapping[str, Tensor],
-    samples: int,
-) -> Block:
-    """The layer's gradients of a batch in the layer's layout; its tensors may be the model's own.
+def make_blocks(
+    layers: Iterable[Layer], uses: Sequence[AlignedUse], replayed: Mapping[str, Tensor], samples: int
+) -> dict[str, Block]:
+    """Each layer's gradients of a batch in the layer's layout, by its name; the tensors may be the model's own.
 
     ``replayed`` holds whole gradients [n, *shape] of parameters that the uses do not give; a parameter in
-    neither has none.
+    neither has none. Layers with the same input have one suffix.
     """
+    suffixes: Suffixes = {}
+    return {layer.name: _block(layer, uses, replayed, samples, suffixes) for layer in layers}
+
+
+def _block(
+    layer: Layer, uses: Sequence[AlignedUse], replayed: Mapping[str, Tensor], samples: int, suffixes: Suffixes
+) -> Block:
     if layer.kind in FACTORED_KINDS and layer.layout == FACTORED:
         if layer.parameters[0].name in replayed:
             return _spelled_out(layer, [replayed[each.name] for each in layer.parameters], samples)
         own = [use for use in uses if use.captured.weight == layer.parameters[0].name]
-        return whole([_factored(part, own, samples) for part in parts(layer)])
+        return whole([_factored(part, own, samples, suffixes) for part in parts(layer)])
     if layer.layout == FACTORED:
         (parameter,) = layer.parameters
         return _where_any(layer, _gradient(parameter, uses, replayed), samples)
@@ -69,28 +73,47 @@ def _gradient(parameter: Parameter, uses: Sequence[AlignedUse], replayed: Mappin
     return None
 
 
-def require_finite(blocks: Mapping[str, Block], ids: np.ndarray, dtype: str) -> None:
-    """Raises if a gradient is NaN or infinite, or will be in the store's ``dtype``, naming the layer and the sample."""
+def require_finite(blocks: Mapping[str, Block], ids: np.ndarray, dtype: str, scale: Tensor | None = None) -> None:
+    """Raises if a gradient is NaN or infinite, or will be in the store's ``dtype``, naming the layer and the sample.
+
+    It will be stored times the sample's ``scale`` [n].
+    """
+    largest = 1.0 if scale is None else float(scale.abs().max())
     for name, block in blocks.items():
         for part in (block,) if not isinstance(block, Tied) else (block.projection, block.table):
-            _require_finite(name, _as_stored(part, dtype), ids)
+            if not _is_small(part, largest, dtype):
+                _require_finite(name, _as_stored(part, scale, dtype), ids)
 
 
-def _as_stored(block: Factored | Full, dtype: str) -> Factored | Full:
+def _is_small(block: Factored | Full, scale: float, dtype: str) -> bool:
+    """Whether all numbers, scaled, lie well within what both the store's type and their own can hold."""
+    values = (block.gradient,) if isinstance(block, Full) else (block.prefix, block.suffix)
+    for each, factor in zip(values, (scale, 1.0), strict=False):
+        if len(each) and each.is_floating_point():
+            low, high = each.aminmax()
+            limit = min(torch.finfo(each.dtype).max, torch.finfo(getattr(torch, dtype)).max)
+            # NaN compares as false.
+            if not max(-float(low), float(high)) * max(factor, 1.0) < limit / 2:
+                return False
+    return True
+
+
+def _as_stored(block: Factored | Full, scale: Tensor | None, dtype: str) -> Factored | Full:
     """Numbers of float64 as the store keeps them; of the other types all fit into each."""
 
     def change(values: Tensor) -> Tensor:
         return values.to(getattr(torch, dtype)) if values.dtype == torch.float64 else values
 
+    factors = torch.ones(block.samples) if scale is None else scale
     if isinstance(block, Full):
-        return Full(change(block.gradient))
-    return replace(block, prefix=change(block.prefix), suffix=change(block.suffix))
+        return Full(change(block.gradient * factors.to(block.gradient)[:, None]))
+    prefix = block.prefix * factors.to(block.prefix)[owners(block), None]
+    return replace(block, prefix=change(prefix), suffix=change(block.suffix))
 
 
 def _require_finite(name: str, block: Factored | Full, ids: np.ndarray) -> None:
     parts = (block.prefix, block.suffix) if isinstance(block, Factored) else (block.gradient,)
-    # A sum is finite only if all terms are, save for overflow, so a second look is rarely needed.
-    if all(bool(torch.isfinite(part.sum())) or bool(torch.isfinite(part).all()) for part in parts):
+    if all(bool(torch.isfinite(part).all()) for part in parts):
         return
     raise NotFiniteError(
         f"The gradient of layer '{name}' is NaN or infinite for sample {ids[_first_broken(block)]}. Look for sqrt, "
@@ -137,14 +160,14 @@ def require_same_form(layer: Layer, uses: Sequence[AlignedUse], given: set[str])
         )
 
 
-def _factored(layer: Layer, uses: Sequence[AlignedUse], samples: int) -> Factored:
+def _factored(layer: Layer, uses: Sequence[AlignedUse], samples: int, suffixes: Suffixes) -> Factored:
     """One part of a layer, from the uses of its weight that are of that kind."""
     own = [use for use in uses if use.captured.use.operation.kind == layer.kind]
     if not own:
         return _nothing(layer, samples)
     if layer.unfold is not None:
         return Factored(own[0].kept_input, own[0].prefix.detach().flatten(0, 1), samples)
-    return factors(own)
+    return factors(own, suffixes)
 
 
 def _spelled_out(layer: Layer, gradients: Sequence[Tensor], samples: int) -> Block:

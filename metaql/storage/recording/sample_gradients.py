@@ -30,7 +30,7 @@ from metaql.storage.recording.losses import ModelLosses
 from metaql.storage.recording.ownership import is_owned
 from metaql.storage.recording.plan import CAPTURED, LOOP, UNUSED, WITHIN, Plan, aligned
 from metaql.storage.recording.replayed import Gradients
-from metaql.storage.recording.sample_blocks import make_block
+from metaql.storage.recording.sample_blocks import make_blocks
 from metaql.storage.recording.self_check import shares
 from metaql.storage.recording.wrappers import as_written
 from metaql.storage.schema import Layer
@@ -83,7 +83,7 @@ class SampleGradients:
             plan, replayed = self._known(run) or self._examine(run)
         uses = [use for use in aligned(run, plan.alignments) if not _replaces(replayed, use)]
         assert self.layers is not None
-        blocks = {layer.name: make_block(layer, uses, replayed, samples) for layer in self.layers}
+        blocks = make_blocks(self.layers, uses, replayed, samples)
         sample_blocks.require_finite(blocks, ids, self._dtype)
         return BatchGradients(run.values.detach(), run.logits, blocks, embeddings)
 

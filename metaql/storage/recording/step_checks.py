@@ -8,7 +8,6 @@ from itertools import combinations
 from math import gcd
 
 import torch
-from torch import Tensor
 
 from metaql.errors import ModelStateError, NotFiniteError, SampleIdError, UnsupportedParameterError
 from metaql.storage.recording.aligned import AlignedUse, mixtures
@@ -90,9 +89,7 @@ def require_finite_pass(watched: WatchedStep) -> None:
             )
 
 
-def aligned_uses(
-    watched: WatchedStep, alignments: Sequence[Alignment | None] | None, scale: Tensor
-) -> list[AlignedUse]:
+def aligned_uses(watched: WatchedStep, alignments: Sequence[Alignment | None] | None) -> list[AlignedUse]:
     """What the backward pass came to, samples first; an error where they can't be found."""
     if alignments is None:
         raise ModelStateError(
@@ -109,7 +106,7 @@ def aligned_uses(
     for use, alignment, dy in found:
         if alignment is None:
             raise _not_found(use, watched.samples, shared=any(alignments))
-        uses.append(AlignedUse(use, alignment, watched.samples, dy, scale))
+        uses.append(AlignedUse(use, alignment, watched.samples, dy))
     return uses
 
 

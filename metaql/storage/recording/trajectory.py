@@ -23,7 +23,7 @@ from metaql.storage.recording.batches import integer_ids
 from metaql.storage.recording.layering import form_layers
 from metaql.storage.recording.model_state import unchanging
 from metaql.storage.recording.optimizers import step_settings
-from metaql.storage.recording.sample_blocks import make_block, require_finite, require_same_form
+from metaql.storage.recording.sample_blocks import make_blocks, require_finite, require_same_form
 from metaql.storage.recording.step_checks import aligned_uses, require_captured, require_finite_pass, require_sums
 from metaql.storage.recording.watched_step import WatchedStep, noting_scale
 from metaql.storage.recording.wrappers import as_written, unaveraged
@@ -102,10 +102,10 @@ class Trajectory:
         finally:
             watched.stop()
         with self._group.together("step") as turn:
-            blocks = self._blocks(watched, 1.0 / (factors * watched.scale))
-            require_finite(blocks, ids, self._dtype)
+            blocks, scale = self._blocks(watched), 1.0 / (factors * watched.scale)
+            require_finite(blocks, ids, self._dtype, scale)
             turn.own = len(ids), int(self._is_due(blocks))
-        self._append(ids, split, blocks)
+        self._append(ids, split, blocks, scale)
         self._warn_if_reordered(watched)
         sizes = [size for size, _ in turn.all]
         common = {"step": self.steps, "batch_size": sum(sizes), "reduction": _name(reduction, sizes)}
@@ -150,7 +150,7 @@ class Trajectory:
         with closing(Store.open(self._writer.path)) as store:
             return int(np.max(tables.steps(store).column("step").to_numpy()))
 
-    def _append(self, ids: np.ndarray, split: str, blocks: Mapping[str, Block]) -> None:
+    def _append(self, ids: np.ndarray, split: str, blocks: Mapping[str, Block], scale: Tensor) -> None:
         if split != self._split:
             self.commit()
         if self._collection is None:
@@ -158,7 +158,7 @@ class Trajectory:
             self._collection = self._writer.collection(split, None)
             self._split, self._since = split, time.monotonic()
         number = self.steps + 1
-        self._collection.append(ids, blocks, None, step=number)
+        self._collection.append(ids, blocks, None, step=number, scale=scale)
         self._steps = number
 
     def _is_due(self, blocks: Mapping[str, Block]) -> bool:
@@ -168,14 +168,14 @@ class Trajectory:
             return waiting > COMMIT_BYTES
         return self._collection.bytes + waiting > COMMIT_BYTES or time.monotonic() - self._since > COMMIT_SECONDS
 
-    def _blocks(self, watched: WatchedStep, scale: Tensor) -> dict[str, Block]:
-        """Each layer's block, from a pass that is over."""
+    def _blocks(self, watched: WatchedStep) -> dict[str, Block]:
+        """Each layer's block, of the loss that was differentiated, from a pass that is over."""
         require_captured(watched)
         is_new = watched.rows.by_data or watched.signature not in self._alignments
         if is_new:
             require_finite_pass(watched)
         alignments = watched.alignments if is_new else self._alignments[watched.signature]
-        uses = aligned_uses(watched, alignments, scale)
+        uses = aligned_uses(watched, alignments)
         if is_new:
             require_sums(uses, watched)
         if not self._layers:
@@ -187,7 +187,7 @@ class Trajectory:
                 require_same_form(layer, uses, set(self._parameters))
             assert alignments is not None
             self._alignments[watched.signature] = alignments
-        return {layer.name: make_block(layer, uses, {}, watched.samples) for layer in self._layers}
+        return make_blocks(self._layers, uses, {}, watched.samples)
 
 
 def _name(reduction: Reduction, sizes: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ its own, for its gradient still is the sum of dy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,13 @@ def _prefix(use: Use, dy: Tensor) -> Tensor:
     return part.spread_rows(_rounded_input(use, dy) if part.transposed else use.lead(dy))
 
 
-LINEAR = Operation("linear", _suffix, _prefix)
+def _mark(use: Use) -> Hashable:
+    (part,) = use.settings
+    assert isinstance(part, Rectangle)
+    return None if part.transposed else (LINEAR, part.columns, part.width)
+
+
+LINEAR = Operation("linear", _suffix, _prefix, suffix_mark=_mark)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Use]:

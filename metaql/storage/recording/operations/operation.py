@@ -8,7 +8,7 @@ element by element for the scales of normalisations. A bias has the prefixes' ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,10 @@ def _own_input(use: Use, dy: Tensor) -> Tensor:
     return use.inputs
 
 
+def _unmarked(use: Use) -> Hashable:
+    return None
+
+
 @dataclass(frozen=True)
 class Operation:
     """A kind of operation with factors.
@@ -29,7 +33,8 @@ class Operation:
     ``suffix(use, dy)`` and ``prefix(use, dy)`` return tensors whose first dimensions are ``use.axes`` of the
     output (samples and positions, in whatever order the model keeps them), then further positions, and last
     the vector itself; an embedding's suffix has no last dimension. ``kept(use, dy)`` is what ``use.geometry``
-    unfolds. ``reads_input`` says that all these depend on the values of the use's input.
+    unfolds. ``reads_input`` says that all these depend on the values of the use's input. ``suffix_mark(use)`` is equal
+    for uses that make the same suffix of the same input, and None where dy has a part in it.
     """
 
     kind: str
@@ -37,6 +42,7 @@ class Operation:
     prefix: Callable[[Use, Tensor], Tensor]
     kept: Callable[[Use, Tensor], Tensor] = _own_input
     reads_input: bool = True
+    suffix_mark: Callable[[Use], Hashable] = _unmarked
 
 
 @dataclass(frozen=True)
