@@ -1,6 +1,5 @@
 """Operations on matrices the other way round, on parts of parameters, and element by element, over random shapes."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,24 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from metaql.storage.recording.losses import ModelLosses
-from metaql.storage.recording.plan import CAPTURED
-from metaql.storage.recording.sample_gradients import SampleGradients
-from tests.recording.reference import assert_close, by_loop, split_by_parameter
-from tests.recording.using import Using, numbers
+from tests.recording.reference import by_loop
+from tests.recording.using import Using, captured, numbers, using_module
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
-
-
-def captured(model, inputs, samples, losses=None, loop=by_loop):
-    """Asserts that the model is recorded exactly and from the captured operations alone; returns its layers."""
-    batch = inputs if isinstance(inputs, tuple) else (inputs, torch.arange(samples) % 3)
-    source = SampleGradients(ModelLosses(model, losses), dict(model.named_parameters()), "float64")
-    blocks = source.of(batch, np.arange(samples)).blocks
-    assert_close(split_by_parameter(source.layers, blocks), loop(model, batch, samples, losses), 1e-9)
-    (plan,) = source._plans.values()
-    assert set(plan.routes.values()) == {CAPTURED}, plan.routes
-    return {layer.name: layer for layer in source.layers}
 
 
 PRODUCTS = {
@@ -235,11 +220,9 @@ def test_transposed_convolution(data, dimensions):
     padding = each(0, 2, "padding")
     extra = tuple(draw(st.integers(0, step - 1), "extra") for step in stride)
     kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dimensions - 1]
-    body = kind(*channels, kernel, stride, padding, extra, groups, draw(st.booleans(), "bias"), dilation).double()
+    body = kind(*channels, kernel, stride, padding, extra, groups, draw(st.booleans(), "bias"), dilation)
     samples = draw(st.integers(1, 4), "samples")
-    model = Using(lambda m, x: m.body(x))
-    model.body = body
-    layers = captured(model, numbers(samples, channels[0], *each(5, 6, "size")), samples)
+    layers = captured(using_module(body), numbers(samples, channels[0], *each(5, 6, "size")), samples)
     assert layers["body"].kind == "conv"
 
 

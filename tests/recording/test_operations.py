@@ -1,6 +1,5 @@
 """Each operation with factors, over random shapes, against the loop over samples."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,42 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from metaql.storage.recording.losses import ModelLosses
-from metaql.storage.recording.sample_gradients import SampleGradients
-from tests.recording.reference import assert_close, by_loop, split_by_parameter
+from tests.recording.reference import one_by_one
+from tests.recording.using import captured, numbers, using_module
 
 DEADLINE = None
 few = settings(max_examples=25, deadline=DEADLINE, derandomize=True)
-
-
-class Head(nn.Module):
-    """Squeezes whatever comes out of a module into three logits a sample, with no parameter of its own."""
-
-    def __init__(self, body, positions_first=False):
-        super().__init__()
-        self.body = body
-        self.positions_first = positions_first
-
-    def forward(self, inputs):
-        out = self.body(inputs)
-        if self.positions_first:
-            out = out.movedim(1, 0)
-        flat = torch.sin(3 * out).flatten(1)
-        return torch.stack([flat.mean(1), flat.square().mean(1), flat[:, 0]], dim=1) * 3
-
-
-def exact(body, inputs, samples, positions_first=False, loop=None):
-    model = Head(body.double(), positions_first).eval()
-    batch = (inputs, torch.arange(samples) % 3)
-    source = SampleGradients(ModelLosses(model, None), dict(model.named_parameters()), "float64")
-    blocks = source.of(batch, np.arange(samples)).blocks
-    expected = loop(model, batch) if positions_first else by_loop(model, batch, samples)
-    assert_close(split_by_parameter(source.layers, blocks), expected, 1e-9)
-    return source.layers
-
-
-def numbers(*shape):
-    return torch.randn(shape, dtype=torch.float64)
 
 
 @few
@@ -54,7 +22,8 @@ def numbers(*shape):
     bias=st.booleans(),
 )
 def test_linear(samples, leading, widths, bias):
-    (layer,) = exact(nn.Linear(*widths, bias=bias), numbers(samples, *leading, widths[0]), samples)
+    body = using_module(nn.Linear(*widths, bias=bias))
+    (layer,) = captured(body, numbers(samples, *leading, widths[0]), samples).values()
     assert layer.kind == "linear"
     assert layer.has_bias == bias
 
@@ -78,7 +47,7 @@ def test_convolution(data, dimensions):
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
     body = kind(*channels, kernel, stride, padding, dilation, groups, draw(st.booleans(), "bias"), mode)
     samples = draw(st.integers(1, 4), "samples")
-    (layer,) = exact(body, numbers(samples, channels[0], *size), samples)
+    (layer,) = captured(using_module(body), numbers(samples, channels[0], *size), samples).values()
     assert layer.kind == "conv"
 
 
@@ -92,7 +61,7 @@ def test_convolution(data, dimensions):
 )
 def test_embedding(samples, length, table, padding, sparse):
     body = nn.Embedding(*table, padding_idx=1 if padding else None, sparse=sparse)
-    (layer,) = exact(body, torch.randint(0, table[0], (samples, length)), samples)
+    (layer,) = captured(using_module(body), torch.randint(0, table[0], (samples, length)), samples).values()
     assert layer.kind == "embedding"
 
 
@@ -116,7 +85,7 @@ def test_normalisations(data):
         ),
         "body",
     )
-    (layer,) = exact(body, numbers(samples, channels, *spatial) * 2 + 1, samples)
+    (layer,) = captured(using_module(body), numbers(samples, channels, *spatial) * 2 + 1, samples).values()
     assert layer.kind == "norm"
 
 
@@ -125,16 +94,14 @@ def test_samples_need_not_come_first(samples, length):
     """Time in the first dimension, also where it is as long as the batch."""
     body = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5))
 
-    def loop(model, batch):
-        rows = {name: [] for name, _ in model.named_parameters()}
-        for sample in range(samples):
-            model.zero_grad()
-            F.cross_entropy(model(batch[0][:, sample : sample + 1]), batch[1][sample : sample + 1]).backward()
-            for name, parameter in model.named_parameters():
-                rows[name].append(parameter.grad.flatten().clone())
-        return {name: torch.stack(own) for name, own in rows.items()}
+    def loop(model, batch, samples, _):
+        def loss_of(sample):
+            own = slice(sample, sample + 1)
+            return F.cross_entropy(model(batch[0][:, own]), batch[1][own])
 
-    exact(body, numbers(length, samples, 4), samples, positions_first=True, loop=loop)
+        return one_by_one(model, samples, loss_of)
+
+    captured(using_module(body, axis=1), numbers(length, samples, 4), samples, loop=loop)
 
 
 def test_single_precision_agrees_to_its_rounding(assert_exact):

@@ -9,12 +9,11 @@ from torch.nn import functional as F
 import metaql
 from metaql import errors
 from metaql.storage.recording.losses import ModelLosses
-from metaql.storage.recording.plan import CAPTURED
 from metaql.storage.recording.sample_gradients import SampleGradients
 from metaql.storage.store import Store
 from tests.models.loop import by_loop, classified
 from tests.recording.reference import assert_close, gradients_of_rows, split_by_parameter
-from tests.recording.using import Using, numbers
+from tests.recording.using import Using, captured, numbers
 
 # As many samples as positions and as features, so that no shape tells which is which.
 SAMPLES = 4
@@ -216,11 +215,7 @@ class Attending(nn.Module):
 def test_attention(samples, batch_first, other, masks, need_weights, options, tmp_path):
     model = Attending(other, batch_first, masks, need_weights, **options).double().eval()
     batch = numbers(samples, 6, 4), torch.arange(samples) % 3
-    source = SampleGradients(ModelLosses(model, None), dict(model.named_parameters()), "float64")
-    blocks = source.of(batch, np.arange(samples)).blocks
     expected = by_loop(model, batch, samples, classified)
-    assert_close(split_by_parameter(source.layers, blocks), expected, 1e-9)
-    (plan,) = source._plans.values()
-    assert set(plan.routes.values()) == {CAPTURED}
+    captured(model, batch, samples, loop=lambda *_: expected)
     step(model, batch, tmp_path / "store")
     assert_close(gradients_of_rows(Store.open(tmp_path / "store"), np.arange(samples)), expected, 1e-9)

@@ -1,7 +1,13 @@
-"""A model that is one function of its parameters."""
+"""A model that is one function of its parameters, and whether it is recorded exactly from what is captured."""
 
+import numpy as np
 import torch
 from torch import nn
+
+from metaql.storage.recording.losses import ModelLosses
+from metaql.storage.recording.plan import CAPTURED
+from metaql.storage.recording.sample_gradients import SampleGradients
+from tests.recording.reference import assert_close, by_loop, split_by_parameter
 
 
 class Using(nn.Module):
@@ -21,3 +27,21 @@ class Using(nn.Module):
 
 def numbers(*shape):
     return torch.randn(shape, dtype=torch.float64)
+
+
+def using_module(body, axis=0):
+    """The model that is this module, with the samples in a dimension of its output, in evaluation mode."""
+    model = Using(lambda model, x: model.body(x), axis)
+    model.body = body.double()
+    return model.eval()
+
+
+def captured(model, inputs, samples, losses=None, loop=by_loop):
+    """Asserts that the model is recorded exactly and from the captured operations alone; returns its layers by name."""
+    batch = inputs if isinstance(inputs, tuple) else (inputs, torch.arange(samples) % 3)
+    source = SampleGradients(ModelLosses(model, losses), dict(model.named_parameters()), "float64")
+    blocks = source.of(batch, np.arange(samples)).blocks
+    assert_close(split_by_parameter(source.layers, blocks), loop(model, batch, samples, losses), 1e-9)
+    (plan,) = source._plans.values()
+    assert set(plan.routes.values()) == {CAPTURED}, plan.routes
+    return {layer.name: layer for layer in source.layers}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import resource
 import signal
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,23 +18,13 @@ from metaql.storage.maintenance import vacuum
 from metaql.storage.schema import FULL, Layer, Parameter
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
+from tests.storage.full_disk import room_for
 
 LAYERS = tuple(Layer(name, "norm", (Parameter(name, (250,)),), FULL, "float32") for name in "ab")
 
 
 def blocks(count):
     return {layer.name: Full(torch.ones(count, 250)) for layer in LAYERS}
-
-
-@contextmanager
-def room_for(size):
-    """Files can't grow beyond ``size`` bytes, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import zlib
-from contextlib import contextmanager
 from operator import itemgetter
 
 import duckdb
@@ -22,6 +20,7 @@ from metaql.storage.maintenance import drop_checkpoint, vacuum
 from metaql.storage.schema import FULL, Layer, Parameter
 from metaql.storage.store import Store
 from metaql.storage.writer import Writer
+from tests.storage.full_disk import room_for
 
 # The train split goes on at a second checkpoint alone.
 pytestmark = pytest.mark.filterwarnings("ignore:the splits were last collected at different checkpoints")
@@ -231,17 +230,6 @@ def test_a_manifest_from_before_there_were_any(store_path):
     manifest.write_bytes(data)
     (store_path / "HEAD").write_text(f"{version} {zlib.crc32(data):08x}\n")
     assert {(one.logits, one.embeddings) for one in Store.open(store_path).manifest.collections} == {(None, ())}
-
-
-@contextmanager
-def room_for(size):
-    """Files can't grow beyond ``size`` bytes, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_disk_fills_up(tmp_path, writer):
