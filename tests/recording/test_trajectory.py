@@ -265,6 +265,19 @@ def test_passes_that_are_not_one_of_each(within, error, message, positions, netw
     assert Store.open(tmp_path / "store").manifest.collections[0].rows == 8
 
 
+def test_parts_of_a_batch_in_steps_of_their_own(network, pictures, tmp_path):
+    """As the errors advise: gradients add up, and reduction says what the division of the losses was."""
+    inputs, targets = (each[:8] for each in pictures)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    expected = by_loop(network, (inputs, targets), 8)
+    with metaql.Recorder(network, tmp_path / "store", dtype="float64") as recorder:
+        for own in (slice(0, 4), slice(4, 8)):
+            with recorder.step(range(8)[own], optimizer, reduction=torch.full((4,), 1 / 8)):
+                (F.cross_entropy(network(inputs[own]), targets[own]) / 2).backward()
+        optimizer.step()
+    assert_close(gradients_of_rows(Store.open(tmp_path / "store"), np.arange(8)), expected, 1e-9)
+
+
 def test_samples_without_a_dimension_of_their_own(tmp_path):
     model, inputs = nn.Linear(6, 3).double(), torch.randn(8, 6).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
