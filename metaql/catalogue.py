@@ -41,12 +41,16 @@ class Database(Protocol):
     def is_scalar(self, name: str) -> bool:
         """Whether a function of this name, in lower case, is surely no aggregate."""
 
+    def is_relation(self, database: str, schema: str, name: str) -> bool:
+        """Whether a schema has a table or a view of that name."""
+
     def views(self) -> dict[str, str]:
         """The user's own views by name, in lower case: their CREATE statements."""
 
     @property
-    def own(self) -> tuple[str, ...] | None:
-        """Where names are looked up before the store's are; None where the user's settings decide that."""
+    def own(self) -> tuple[tuple[str, str], ...] | None:
+        """The databases and schemas where names are looked up before the store's are; None where the user's settings
+        decide that."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,13 @@ class Names:
 
 
 class Catalogue:
-    """Asks DuckDB, and keeps what it answered in ``asked`` and ``viewed``."""
+    """Asks DuckDB, and keeps what it answered in ``asked``, ``viewed`` and ``shadowed``."""
 
     def __init__(self, database: Database, names: Names) -> None:
         self.database, self.names = database, names
         self.asked: dict[str, Described] = {}
         self.viewed: dict[str, str | None] = {}
-        self._shadowed: dict[tuple[str, bool], bool] = {}
+        self.shadowed: dict[str, bool] = {}
         self._split_names = frozenset(split.lower() for split in names.splits) - frozenset(RELATIONS)
 
     def ask(self, query: str) -> Described:
@@ -165,15 +169,14 @@ class Catalogue:
             return name if qualifiers in ([database], [database, "main"]) else None
         if self.database.own is None or is_cte(item, select):
             return None
-        return None if self._is_shadowed(item.this) else name
+        return None if self.is_shadowed(name) else name
 
-    def _is_shadowed(self, name: exp.Identifier) -> bool:
-        """Whether the user has a relation of that name, which comes first."""
-        key = (name.name, name.quoted)
-        if key not in self._shadowed:
-            places, text = self.database.own or (), to_sql(name)
-            self._shadowed[key] = any(self.ask(f"SELECT * FROM {place}.{text}") is not None for place in places)
-        return self._shadowed[key]
+    def is_shadowed(self, name: str) -> bool:
+        """Whether the user has a relation of that name, which comes first. Kept in ``shadowed``."""
+        if name not in self.shadowed:
+            places = self.database.own
+            self.shadowed[name] = places is None or any(self.database.is_relation(*place, name) for place in places)
+        return self.shadowed[name]
 
 
 def alias_of(item: exp.Expr, place: int) -> str:

@@ -46,7 +46,7 @@ class QueryDatabase:
 
     def __init__(self, executor: Executor, views: GradientViews, frame: Any) -> None:
         self._executor, self._views = executor, views
-        self._call = executor.caller(frame)
+        self._call, self.is_relation = executor.caller(frame)
 
     def describe(self, query: str) -> list[tuple[str, str]]:
         """Names and types of a query's columns; runs nothing."""
@@ -67,6 +67,6 @@ class QueryDatabase:
         return self._views.definitions()
 
     @property
-    def own(self) -> tuple[str, ...] | None:
-        """The schemas that names are looked up in first; None where that is not certain."""
+    def own(self) -> tuple[tuple[str, str], ...] | None:
+        """The databases and schemas that names are looked up in first; None where that is not certain."""
         return self._executor.own_schemas

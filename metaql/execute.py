@@ -6,6 +6,7 @@ import atexit
 import re
 import weakref
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -13,7 +14,6 @@ import duckdb
 
 from metaql import progress
 from metaql.parse import is_query
-from metaql.udfs.quoting import quoted
 from metaql.udfs.references import GRADIENT
 from metaql.udfs.session import Session
 from metaql.watched import as_watched, watch, watched
@@ -104,19 +104,18 @@ class Executor:
         self._has_own_state |= _OWN_STATE.search(text) is not None
         self.has_own_path |= _OWN_PATH.search(text) is not None
 
-    def caller(self, frame: FrameType) -> Callable[[str], Any]:
-        """DuckDB's relations for queries in the user's frame, all on one cursor."""
+    def caller(self, frame: FrameType) -> tuple[Callable[[str], Any], Callable[[str, str, str], bool]]:
+        """Two functions on one cursor: DuckDB's relations for queries in the user's frame, and ``is_relation``."""
         cursor = self._connection if self._has_own_state else self._cursor()
-        return lambda text: _call(cursor, text, None, frame)
+        return lambda text: _call(cursor, text, None, frame), partial(_is_relation, cursor)
 
     @property
-    def own_schemas(self) -> tuple[str, ...] | None:
-        """Where the user's own relations are; None once a statement may have changed where names are looked up."""
-        if self.has_own_path:
-            return None
-        own = f"{quoted(self.own)}.main"
-        # Only a connection with a state of its own can have temporary relations.
-        return (own, "temp.main") if self._has_own_state else (own,)
+    def own_schemas(self) -> tuple[tuple[str, str], ...] | None:
+        """The databases and schemas that the user's own relations are in.
+
+        None once a statement may have changed where names are looked up.
+        """
+        return None if self.has_own_path else ((self.own, "main"), ("temp", "main"))
 
     def is_scalar(self, name: str) -> bool:
         """Whether a function of this name, in lower case, is surely no aggregate."""
@@ -178,6 +177,12 @@ def scalar_functions(cursor: duckdb.DuckDBPyConnection) -> frozenset[str]:
 def averages_gradients(error: duckdb.Error) -> bool:
     """Whether DuckDB refused an avg or sum over gradients, which a plan turns into something it can do."""
     return isinstance(error, duckdb.BinderException) and f"({GRADIENT}" in str(error)
+
+
+def _is_relation(cursor: Any, database: str, schema: str, name: str) -> bool:
+    """Whether a schema has a table or a view of that name."""
+    # A query that can't be bound takes DuckDB longer, the first time seven milliseconds: it looks for similar names.
+    return bool(cursor._table_kind((database, schema, name)) != "none")
 
 
 def _call(cursor: Any, text: str, parameters: Parameters, frame: FrameType) -> Any:

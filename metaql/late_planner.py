@@ -91,11 +91,15 @@ class CursorDatabase:
         """Whether a function of this name, in lower case, is surely no aggregate."""
         return name in self._functions()
 
+    def is_relation(self, database: str, schema: str, name: str) -> bool:
+        """Not asked, as there is no schema to ask it of."""
+        raise NotImplementedError
+
     def views(self) -> dict[str, str]:
         """None: views are not looked into."""
         return {}
 
     @property
-    def own(self) -> tuple[str, ...] | None:
+    def own(self) -> tuple[tuple[str, str], ...] | None:
         """None: the caller's settings decide where names are looked up."""
         return None

@@ -36,6 +36,7 @@ class _Kept:
     plan: Plan
     asked: dict[str, Described]
     viewed: dict[str, str | None]
+    shadowed: dict[str, bool]
 
 
 class Plans:
@@ -50,13 +51,15 @@ class Plans:
         if kept is not None and _holds(kept, catalogue):
             return kept.plan
         planned = plan(text, catalogue)
-        self._kept.put(text, _Kept(planned, catalogue.asked, catalogue.viewed), 1)
+        self._kept.put(text, _Kept(planned, catalogue.asked, catalogue.viewed, catalogue.shadowed), 1)
         return planned
 
 
 def _holds(kept: _Kept, catalogue: Catalogue) -> bool:
-    return all(catalogue.view(name) == text for name, text in kept.viewed.items()) and all(
-        catalogue.ask(query) == answer for query, answer in kept.asked.items()
+    return (
+        all(catalogue.is_shadowed(name) == answer for name, answer in kept.shadowed.items())
+        and all(catalogue.view(name) == text for name, text in kept.viewed.items())
+        and all(catalogue.ask(query) == answer for query, answer in kept.asked.items())
     )
 
 

@@ -13,6 +13,7 @@ from sqlglot import exp
 from metaql.catalogue import Catalogue
 from metaql.parse import parse, to_sql
 from metaql.udfs.operators import DEFAULTS, Call, Operator, stands_for
+from metaql.udfs.quoting import quoted
 from metaql.udfs.register import OPERATORS
 from metaql.udfs.sources import StoreSource
 
@@ -65,7 +66,8 @@ def _is_ours(table: exp.Table, source: StoreSource, catalogue: Catalogue) -> boo
     own = catalogue.database.own
     if own is None:
         return False
-    return all(catalogue.ask(f"SELECT * FROM {place}.{to_sql(table.this)}") is None for place in own)
+    places = (f"{quoted(database)}.{quoted(schema)}" for database, schema in own)
+    return all(catalogue.ask(f"SELECT * FROM {place}.{to_sql(table.this)}") is None for place in places)
 
 
 def _call(arguments: list[exp.Expr]) -> Call | None:

@@ -66,6 +66,15 @@ def test_relations_that_are_replaced(kind: str, db: Connection, small_gradients:
         require_means(db, small_gradients, few)
 
 
+def test_tables_that_are_registered(db: Connection, small_gradients: np.ndarray) -> None:
+    require_means(db, small_gradients, few=False)
+    table = db.sql(FEW).to_arrow_table()
+    db.register("validation", table)
+    require_means(db, small_gradients, few=True)
+    db.register("validation", table.slice(0, 0))
+    assert db.sql(MEANS).fetchall() == db.sql(PAIRS).fetchall() == []
+
+
 def test_rows_that_are_added_and_deleted(db: Connection, small_gradients: np.ndarray) -> None:
     db.sql(f"CREATE TABLE validation AS {FEW}")
     require_means(db, small_gradients, few=True)
