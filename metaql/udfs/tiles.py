@@ -36,8 +36,21 @@ Piece = tuple[slice, slice, Tensor]
 
 
 def every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
-    """Every left row with every right one: [l, r]."""
+    """Every left row with every right one: [l, r], which is kept and not to be written to."""
+    # The terms are kept with their spaces, so that no other has their id.
+    key = left.source, right.source, id(terms), left.numbers.tobytes(), right.numbers.tobytes()
+    values = session.kept_scores.pairs(key)
+    if values is not None:
+        session.counters.add(found=values.size)
+        return values
     start = time.perf_counter()
+    values = _every_pair(session, terms, left, right)
+    session.kept_scores.put_pairs(key, values)
+    session.counters.add(scored=values.size, seconds=time.perf_counter() - start)
+    return values
+
+
+def _every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
     result = torch.zeros(len(left), len(right), dtype=torch.float64)
     for number, term in enumerate(terms):
         pieces = _laid_out if _pays_laying_out(session, term, left, right) else _as_stored
@@ -46,7 +59,6 @@ def every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Row
             place = result[down, across]
             place.add_(piece.cpu()) if number else place.copy_(piece)
     values: Floats = result.numpy()
-    session.counters.add(scored=values.size, seconds=time.perf_counter() - start)
     return values
 
 

@@ -13,6 +13,7 @@ import pytest
 import metaql
 from metaql.udfs import tiles
 from metaql.udfs.costs import CONTRACT, FULL, GRAM, Constants
+from metaql.udfs.kept_scores import KeptScores
 from metaql.udfs.register import session_of
 
 # Whole vectors, parts of them, vectors of another store, averages, NULLs and duplicates in one column.
@@ -78,10 +79,29 @@ def test_scores_in_small_pieces(con: Any, monkeypatch: pytest.MonkeyPatch, way: 
     monkeypatch.setattr(tiles, "LAID_OUT_BUDGET", 32)
     monkeypatch.setattr(tiles, "PIECE_SECONDS", 1e-6)
     session_of(con).costs = Constants(forced=frozenset({way}))
+    session_of(con).kept_scores = KeptScores()
     found = {(row, member): score for row, member, score in scored(con, "inner_product", "ON true")}
     assert found.keys() == expected.keys()
     for key, score in expected.items():
         assert found[key] == (None if score is None else pytest.approx(score, rel=1e-6, abs=1e-9))
+
+
+@pytest.mark.parametrize("measure", ["inner_product", "cosine_similarity"])
+def test_asked_again(con: Any, measure: str) -> None:
+    """The same rows with the same members are not multiplied again; other rows are."""
+    counters = session_of(con).counters
+    con.execute("SET threads = 1")
+    before = counters.now()
+    first = {(row, member): score for row, member, score in scored(con, measure, "ON true")}
+    asked = counters.now() - before
+    again = {(row, member): score for row, member, score in scored(con, measure, "ON true")}
+    found = counters.now() - before - asked
+    assert again == first
+    assert (found.scored, found.found) == (0, asked.scored)
+    for row, member, score in scored(con, measure, "ON r.place < 100"):
+        if member is not None:
+            assert first[row, member] == (None if score is None else pytest.approx(score, rel=1e-5, abs=1e-6))
+    assert (counters.now() - before - asked - found).scored > 0
 
 
 @pytest.mark.parametrize("measure", ["inner_product", "cosine_similarity"])
