@@ -151,7 +151,7 @@ def test_a_step_is_one_backward_pass(tmp_path):
 
     with (
         metaql.Recorder(model, tmp_path / "store") as recorder,
-        pytest.raises(errors.ModelStateError, match=r"Several backward passes ran inside one recorder.step"),
+        pytest.raises(errors.ModelStateError, match=r"2 backward passes ran inside one recorder.step"),
         recorder.step(range(12), optimizer),
     ):
         twice()
