@@ -1,15 +1,15 @@
 """How many of the samples that are ranked first are mislabelled? Figure 29 (d) of the MetaStore paper beside ours.
 
-VGG16 with batch norm, trained on images of CIFAR-10 of which 1 % have another class's label, and on the labels that
-people gave (CIFAR-10N). The samples are ranked in SQL, from one checkpoint after training, over one layer (the last) to
-all: by how little their gradient's direction fits that of clean validation samples of the class that they are said to
-be of (the ranking that promises something), by the same in other measures, by influence on the validation set (most
-harmful first), by the norm of their own gradient (self-influence), and by their loss. The first of each class come
-first, then the second of each. Precision is the share of wrong labels among as many samples as there are wrong labels.
-Exits with 1 when the ranking's promises are not kept.
+VGG16 with batch norm, trained for 5 epochs on images of CIFAR-10 of which 1 % have another class's label, drawn at
+random or all of one class named as one other (as in the paper's published code), and on the labels that people gave
+(CIFAR-10N). The samples are ranked in SQL, from one checkpoint after training, over one layer (the last) to all: by how
+little their gradient's direction fits that of clean validation samples of the class that they are said to be of, by
+influence on the validation set (most harmful first, the paper's), by the norm of their own gradient (self-influence),
+and by their loss. Precision is the share of wrong labels among as many samples as there are wrong labels; chance is
+what a ranking at random gets. Exits with 1 when promises are not kept.
 
     python -m bench.mislabelled
-    python -m bench.mislabelled --full           # width 32, 20,000 samples, one more kind of labels
+    python -m bench.mislabelled --full           # width 32, all samples ranked, one more kind of labels
 """
 
 from __future__ import annotations
@@ -48,28 +48,37 @@ FROM train t JOIN means m USING (label), depths d""",
     "sizes": """
 WITH means AS (SELECT label, avg(gradient) AS mean FROM validation GROUP BY label)
 SELECT m.label, d.layer, pow(norm(layers(m.mean, d.layer)), 2) AS size FROM means m, depths d""",
-    # Products and squared norms are sums over layers, so those of the last n layers are running sums.
-    "grown": """
+    # A layer's cosine speaks by its mean over its variance, of all samples: the best weights of measurements of one
+    # thing that differ in scale and noise. No wrong label has to be known for that.
+    "votes": """
 WITH each AS (
   SELECT sample_id, depth, sum(every) AS every, sum(fit) AS fit, sum(own) AS own, sum(size) AS size
   FROM every JOIN own USING (sample_id, layer) JOIN train USING (sample_id) JOIN depths USING (layer)
-  LEFT JOIN fits USING (sample_id, layer) LEFT JOIN sizes USING (label, layer) GROUP BY ALL)
+  LEFT JOIN fits USING (sample_id, layer) LEFT JOIN sizes USING (label, layer) GROUP BY ALL),
+directions AS (SELECT *, fit / nullif(sqrt(own * size), 0) AS cosine FROM each)
+SELECT *, cosine * avg(cosine) OVER layer / nullif(var_samp(cosine) OVER layer, 0) AS vote
+FROM directions WINDOW layer AS (PARTITION BY depth)""",
+    # Products and squared norms are sums over layers, so those of the last n layers are running sums.
+    "grown": """
 SELECT sample_id, depth, sum(every) OVER last AS every, sum(fit) OVER last AS fit, sum(own) OVER last AS own,
-  sum(size) OVER last AS size, avg(fit / nullif(sqrt(own * size), 0)) OVER last AS cosine
-FROM each WINDOW last AS (PARTITION BY sample_id ORDER BY depth)""",
+  sum(size) OVER last AS size, avg(cosine) OVER last AS cosine, sum(vote) OVER last AS votes
+FROM votes WINDOW last AS (PARTITION BY sample_id ORDER BY depth)""",
 }
 # The least that the paper's figure shows, of 50,000 samples.
 PAPER = 0.75
-CHOSEN = "mean cosine of layers with its label's class"
+CHOSEN = "weighted cosines of layers with its label's class"
+PUBLISHED = "influence on all classes"
 RANKINGS = {
-    CHOSEN: "-cosine",
+    CHOSEN: "-votes",
+    "mean cosine of layers with its label's class": "-cosine",
     "cosine of all layers as one": "-fit / nullif(sqrt(own * size), 0)",
     "influence on its label's class": "-fit",
-    "influence on all classes": "-every",
+    PUBLISHED: "-every",
     "self-influence": "own",
     "loss": "loss",
 }
-# AUC is the share of pairs of a wrong and a right label in which the wrong one comes first, of all classes together.
+# Of all samples together, and with the first of each class before the second of each. AUC is the share of pairs of a
+# wrong and a right label in which the wrong one comes first.
 FOUND = """
 WITH scores AS (
   SELECT sample_id, depth, wrong, label, {score} AS score FROM grown JOIN train USING (sample_id)),
@@ -79,14 +88,15 @@ ranked AS (
 placed AS (
   SELECT *, row_number() OVER (PARTITION BY depth ORDER BY share, overall) AS place,
     sum(wrong::INT) OVER (PARTITION BY depth) AS wrongs FROM ranked)
-SELECT depth, avg(wrong::INT) FILTER (WHERE place <= wrongs), avg(wrong::INT) FILTER (WHERE overall <= wrongs),
+SELECT depth, avg(wrong::INT) FILTER (WHERE overall <= wrongs), avg(wrong::INT) FILTER (WHERE place <= wrongs),
   1 - (sum(overall) FILTER (WHERE wrong) - any_value(wrongs) * (any_value(wrongs) + 1) / 2)
     / (any_value(wrongs) * count(*) FILTER (WHERE NOT wrong))
 FROM placed GROUP BY depth ORDER BY depth
 """
 COLUMNS = {
     "labels": "labels",
-    "samples": "samples",
+    "samples": "trained on",
+    "ranked": "ranked",
     "wrong": "wrong",
     "accuracy": "test accuracy",
     "ranking": "ranking",
@@ -94,7 +104,7 @@ COLUMNS = {
     "half": "last 7 layers",
     "all_layers": "all 14",
     "best": "best (layers)",
-    "together": "all 14, classes together",
+    "by_class": "all 14, class by class",
     "auc_last": "AUC, last layer",
     "auc": "AUC, all 14",
     "chance": "chance",
@@ -107,6 +117,7 @@ class Sizes:
 
     width: int
     samples: int
+    ranked: int
     epochs: int
     validation: int
     dtype: str = "float32"
@@ -120,25 +131,40 @@ def flipped(labels: Tensor, share: float) -> Tensor:
     return moved
 
 
+def swapped(labels: Tensor, share: float) -> Tensor:
+    """The labels, a share of which, all of them 0 (airplanes), were made 1 (automobiles)."""
+    of_class = (labels == 0).nonzero()[:, 0]
+    chosen = of_class[torch.randperm(len(of_class))[: max(1, round(share * len(labels)))]]
+    moved = labels.clone()
+    moved[chosen] = 1
+    return moved
+
+
 def train(model: VGG, images: Tensor, labels: Tensor, epochs: int) -> None:
-    """Adam, one cycle of the rate, mirrored images."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, weight_decay=1e-4)
+    """SGD, one cycle of the rate, mirrored and shifted images."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = epochs * len(range(0, len(labels), 64))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
     model.train()
     for epoch in range(epochs):
         begin, losses = time.perf_counter(), 0.0
         for part in torch.randperm(len(labels)).split(64):
-            batch = images[part]
-            batch = torch.where(torch.rand(len(part), 1, 1, 1) < 0.5, batch.flip(3), batch)
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(batch), labels[part])
+            loss = F.cross_entropy(model(varied(images[part])), labels[part])
             loss.backward()
             optimizer.step()
             schedule.step()
             losses += float(loss.detach()) * len(part)
         print(f"epoch {epoch + 1}: loss {losses / len(labels):.3f}, {time.perf_counter() - begin:.0f} s", flush=True)
     model.eval()
+
+
+def varied(batch: Tensor) -> Tensor:
+    """The images, each mirrored or not, all shifted by up to two pixels."""
+    down, right = torch.randint(0, 5, (2,)).tolist()
+    shifted = F.pad(batch, [2, 2, 2, 2])[:, :, down : down + 32, right : right + 32]
+    mirrored = torch.where(torch.rand(len(batch), 1, 1, 1) < 0.5, shifted.flip(3), shifted)
+    return mirrored.contiguous(memory_format=torch.channels_last)
 
 
 def depths(model: VGG) -> list[dict[str, Any]]:
@@ -153,20 +179,21 @@ def depths(model: VGG) -> list[dict[str, Any]]:
 
 
 def measure(report: Report, name: str, labels: Tensor, sizes: Sizes) -> None:
-    """Adds the rows of one set of labels for the first training images."""
+    """Adds the rows of one set of labels, of the first ``sizes.samples`` training images."""
     images, clean = (values[: sizes.samples] for values in data.cifar10("train"))
     test_images, test_labels = data.cifar10("test")
     model = VGG(sizes.width, batch_norm=True)
-    wrong = labels != clean
-    print(f"training with {name}: {int(wrong.sum())} of {sizes.samples} wrong", flush=True)
+    print(f"training with {name}: {int((labels != clean).sum())} of {sizes.samples} wrong", flush=True)
     train(model, images, labels, sizes.epochs)
+    images, labels, clean = (values[: sizes.ranked] for values in (images, labels, clean))
+    wrong = labels != clean
     with torch.no_grad():
-        some = slice(sizes.validation, sizes.validation + 2000)
+        some = slice(sizes.validation, sizes.validation + 3000)
         accuracy = float((model(test_images[some]).argmax(1) == test_labels[some]).float().mean())
     with tempfile.TemporaryDirectory() as folder:
         with metaql.Recorder(model, Path(folder) / "store", dtype=sizes.dtype) as recorder:
             recorder.checkpoint()
-            about = {"sample_id": list(range(sizes.samples)), "wrong": wrong.tolist()}
+            about = {"sample_id": list(range(sizes.ranked)), "wrong": wrong.tolist()}
             recorder.collect(TensorDataset(images, labels), "train", metadata=about)
             part = slice(sizes.validation)
             recorder.collect(TensorDataset(test_images[part], test_labels[part]), "validation")
@@ -182,6 +209,7 @@ def measure(report: Report, name: str, labels: Tensor, sizes: Sizes) -> None:
                 report.add(
                     labels=name,
                     samples=sizes.samples,
+                    ranked=len(labels),
                     wrong=int(wrong.sum()),
                     accuracy=accuracy,
                     ranking=ranking,
@@ -189,7 +217,7 @@ def measure(report: Report, name: str, labels: Tensor, sizes: Sizes) -> None:
                     half=precisions[len(precisions) // 2 - 1],
                     all_layers=precisions[-1],
                     best=f"{max(precisions):.3g} ({1 + precisions.index(max(precisions))})",
-                    together=curve[-1][2],
+                    by_class=curve[-1][2],
                     auc_last=curve[0][3],
                     auc=curve[-1][3],
                     chance=float(wrong.float().mean()),
@@ -199,7 +227,7 @@ def measure(report: Report, name: str, labels: Tensor, sizes: Sizes) -> None:
 
 
 def judge(report: Report) -> None:
-    """The promises of the chosen ranking: by how much better than chance, level over half of them, the paper's."""
+    """The promises: by how much better than chance, level over the layers, and the paper's precision."""
     for row in report.rows:
         if row["ranking"] != CHOSEN:
             continue
@@ -212,16 +240,18 @@ def judge(report: Report) -> None:
         )
         noise = 2 * (row["last_layer"] * (1 - row["last_layer"]) / row["wrong"]) ** 0.5
         report.promise(
-            f"by the last 7 layers no worse than by the last, but for noise ({row['labels']}, two deviations)",
-            row["half"] >= row["last_layer"] - noise,
-            f"{row['half']:.2f} beside {row['last_layer']:.2f} ± {noise:.2f}",
+            f"by all layers no worse than by the last, but for noise ({row['labels']}, two deviations)",
+            row["all_layers"] >= row["last_layer"] - noise,
+            f"{row['all_layers']:.2f} beside {row['last_layer']:.2f} ± {noise:.2f}",
         )
-    flipped = next(row for row in report.rows if row["ranking"] == CHOSEN)
-    report.promise(
-        f"the paper's precision of at least {PAPER} with as many layers as are best ({flipped['labels']})",
-        max(flipped["precisions"]) >= PAPER,
-        f"{max(flipped['precisions']):.2f}, with {flipped['samples']:,} samples",
-    )
+    for row in report.rows:
+        if row["ranking"] in (CHOSEN, PUBLISHED) and "flipped" in row["labels"]:
+            report.promise(
+                f"the paper's precision of at least {PAPER} by {row['ranking']}, as many layers as are best "
+                f"({row['labels']})",
+                max(row["precisions"]) >= PAPER,
+                f"{max(row['precisions']):.2f}, with {row['samples']:,} samples",
+            )
 
 
 def plot(report: Report) -> Any:
@@ -239,25 +269,37 @@ def plot(report: Report) -> Any:
         axis.set_xlabel("layers, from the last")
         axis.set_ylim(0, 1)
     axes[0][0].set_ylabel("precision")
-    axes[0][0].legend()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
     return figure
 
 
 def main() -> int:
     """Prints the table; 0 when the promises are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="width 32, 20,000 samples, bfloat16 stores")
+    parser.add_argument("--full", action="store_true", help="width 32, all samples ranked, one more kind of labels")
     options = parser.parse_args()
     torch.manual_seed(0)
-    sizes = Sizes(32, 20_000, 5, 1000, "bfloat16") if options.full else Sizes(16, 6000, 5, 1000)
+    sizes = Sizes(32 if options.full else 16, 20_000, 20_000 if options.full else 10_000, 5, 1000, "bfloat16")
     report = Report("mislabelled", "How many of the samples that are ranked first are mislabelled?")
     clean = data.cifar10("train")[1][: sizes.samples]
     measure(report, "1 % flipped", flipped(clean, 0.01), sizes)
+    measure(report, "1 % flipped, airplanes as automobiles", swapped(clean, 0.01), sizes)
     for kind in ("aggre", "worse") if options.full else ("aggre",):
         measure(report, f"CIFAR-10N {kind}", data.cifar10n(f"{kind}_label")[: sizes.samples], sizes)
     judge(report)
-    report.remark("The paper's precision is 0.75 to 0.85, with 1 % of 50,000 labels flipped, width 64 and 5 epochs")
-    report.remark("The first layers' gradients are the largest and say the least about labels, so inner products lose")
+    report.remark(
+        "The paper's precision is 0.75 to 0.85, with 1 % of 50,000 labels flipped, width 64 and 5 epochs. Its "
+        "published code names airplanes as automobiles and ranks by influence on validation samples, averaged over the "
+        "epochs"
+    )
+    report.remark(
+        "The first layers' gradients are the largest and say the least about labels: added unweighted, they cost "
+        "precision"
+    )
+    report.remark(
+        "Wrong labels that are all alike are learnt, so that their losses are small; their gradients still work "
+        "against the validation samples"
+    )
     report.remark("One run each; with few wrong labels a single one moves the precision by as much as one of them is")
     return report.write([table(report.rows, COLUMNS)], plot(report))
 

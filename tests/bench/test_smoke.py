@@ -113,15 +113,19 @@ def test_mislabelled(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(data, "cifar10", lambda split: some)
     labels = mislabelled.flipped(some[1], 0.1)
     assert int((labels != some[1]).sum()) == 8
-    mislabelled.measure(report, "10 % flipped", labels, mislabelled.Sizes(1, 80, 1, 8))
+    moved = mislabelled.swapped(some[1], 0.02)
+    assert some[1][moved != some[1]].tolist() == [0, 0]
+    assert moved[moved != some[1]].tolist() == [1, 1]
+    mislabelled.measure(report, "10 % flipped", labels, mislabelled.Sizes(1, 80, 60, 1, 8))
     mislabelled.judge(report)
     rows = write(report, mislabelled.plot(report), tmp_path)["rows"]
     assert [row["ranking"] for row in rows] == list(mislabelled.RANKINGS)
     assert {len(row["precisions"]) for row in rows} == {14}
     assert len(set(rows[-1]["precisions"])) == 1, "the loss is no sum over layers"
-    # By one layer both ways of taking the cosine are the same.
-    assert rows[0]["precisions"][0] == rows[1]["precisions"][0]
-    assert rows[0]["auc_last"] == pytest.approx(rows[1]["auc_last"])
+    # By one layer all ways of taking the cosine are the same.
+    assert rows[0]["precisions"][0] == rows[1]["precisions"][0] == rows[2]["precisions"][0]
+    assert rows[0]["auc_last"] == pytest.approx(rows[1]["auc_last"]) == pytest.approx(rows[2]["auc_last"])
+    assert {(row["samples"], row["ranked"]) for row in rows} == {(80, 60)}
     assert all(0 <= row["auc"] <= 1 for row in rows)
 
 
