@@ -122,6 +122,20 @@ def owners(block: Factored) -> Tensor:
     return samples.repeat_interleave(block.offsets.diff())
 
 
+def cut(block: Factored, part: slice) -> Factored:
+    """The samples of one slice, as views."""
+    samples = part.stop - part.start
+    if samples == block.samples:
+        return block
+    if block.offsets is None:
+        each = block.prefix.shape[0] // max(block.samples, 1)
+        begin, end = part.start * each, part.stop * each
+        return Factored(block.suffix[begin:end], block.prefix[begin:end], samples)
+    offsets = block.offsets[part.start : part.stop + 1]
+    begin, end = int(offsets[0]), int(offsets[-1])
+    return Factored(block.suffix[begin:end], block.prefix[begin:end], samples, offsets - begin)
+
+
 def lay_out(layer: Layer, block: Block, out: Tensor | None = None) -> Tensor:
     """The gradients themselves, [n, layer.width]; in ``out`` where there is one."""
     if isinstance(block, Tied):

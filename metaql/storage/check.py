@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metaql.errors import MetaQLError, StoreError
 from metaql.storage.commit import read_manifest, require_store, versions
-from metaql.storage.manifest import Checkpoint, DataFile, Manifest
+from metaql.storage.manifest import DataFile, Manifest
 from metaql.storage.mapped_file import StoreFolder
 
 _CHUNK_BYTES = 1 << 20
@@ -45,19 +45,15 @@ def _check_old(folder: Path, version: int, seen: set[str]) -> Iterator[str]:
 
 def _check_version(folder: Path, manifest: Manifest, seen: set[str]) -> Iterator[str]:
     store = StoreFolder(folder, manifest)
-    for checkpoint in manifest.checkpoints:
-        if checkpoint.path not in seen:
-            seen.add(checkpoint.path)
-            yield from _problems(store, checkpoint.path, checkpoint.bytes, _whole(checkpoint))
+    for whole in manifest.saved:
+        if whole.path not in seen:
+            seen.add(whole.path)
+            yield from _problems(store, whole.path, whole.bytes, [(whole.bytes, whole.crc)])
     for collection in manifest.collections:
         for file in collection.files:
             if file.path not in seen:
                 seen.add(file.path)
                 yield from _problems(store, file.path, file.bytes, _parts(file))
-
-
-def _whole(checkpoint: Checkpoint) -> list[tuple[int, int]]:
-    return [(checkpoint.bytes, checkpoint.crc)]
 
 
 def _parts(file: DataFile) -> list[tuple[int, int]]:

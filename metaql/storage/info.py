@@ -30,8 +30,10 @@ class Info:
             f"stored       {self.bytes / 1e6:,.1f} MB as {manifest.dtype or 'nothing yet'}",
             f"checkpoints  {len(manifest.checkpoints)}",
             f"collections  {len(manifest.collections)}",
+            *(f"  {_line(one)}" for one in manifest.collections),
         ]
-        return "\n".join([*lines, *(f"  {_line(one)}" for one in manifest.collections)])
+        fitted = [f"{one.method} at checkpoint {one.checkpoint}" for one in manifest.curvatures]
+        return "\n".join([*lines, *([f"curvature    {', '.join(fitted)}"] if fitted else [])])
 
 
 def info(path: str | Path) -> Info:
@@ -39,9 +41,9 @@ def info(path: str | Path) -> Info:
     folder = Path(path)
     manifest = read_manifest(folder)
     data = sum(file.bytes for collection in manifest.collections for file in collection.files)
-    weights = sum(checkpoint.bytes for checkpoint in manifest.checkpoints)
+    whole = sum(one.bytes for one in manifest.saved)
     committed = tuple(version for version in versions(folder) if version <= manifest.version)
-    return Info(folder, manifest, committed, data + weights)
+    return Info(folder, manifest, committed, data + whole)
 
 
 def _line(collection: Collection) -> str:

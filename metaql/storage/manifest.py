@@ -124,6 +124,25 @@ class Checkpoint:
     settings: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Curvature:
+    """Second moments of gradients at a checkpoint, and the file of what inverts them.
+
+    ``labels`` is ``sampled`` from the model (the true Fisher matrix) or ``recorded`` (the empirical one).
+    ``eigenvalues`` has each layer's mean one by its name.
+    """
+
+    number: int
+    checkpoint: int
+    method: str
+    labels: str
+    samples: int
+    path: str
+    bytes: int
+    crc: int
+    eigenvalues: Mapping[str, float]
+
+
 CROSS_ENTROPY = "cross_entropy"
 
 
@@ -146,12 +165,19 @@ class Manifest:
     next_collection: int = 1
     checkpoints: tuple[Checkpoint, ...] = field(default=())
     collections: tuple[Collection, ...] = field(default=())
+    next_curvature: int = 1
+    curvatures: tuple[Curvature, ...] = ()
+
+    @property
+    def saved(self) -> tuple[Checkpoint | Curvature, ...]:
+        """What is kept as tensors in files of their own."""
+        return (*self.checkpoints, *self.curvatures)
 
     @property
     def paths(self) -> frozenset[str]:
         """Every data file this version names, by its path within the store."""
-        weights = {checkpoint.path for checkpoint in self.checkpoints}
-        return frozenset(weights | {file.path for collection in self.collections for file in collection.files})
+        whole = {one.path for one in self.saved}
+        return frozenset(whole | {file.path for collection in self.collections for file in collection.files})
 
 
 def define(manifest: Manifest, model: str, losses: str | None, dtype: str, layers: tuple[Layer, ...]) -> Manifest:
@@ -178,10 +204,18 @@ def add_collection(manifest: Manifest, collection: Collection) -> Manifest:
     )
 
 
+def add_curvature(manifest: Manifest, curvature: Curvature) -> Manifest:
+    """With this curvature in place of one by the same method at the same checkpoint."""
+    place = (curvature.checkpoint, curvature.method)
+    others = tuple(one for one in manifest.curvatures if (one.checkpoint, one.method) != place)
+    return replace(manifest, curvatures=(*others, curvature), next_curvature=curvature.number + 1)
+
+
 def drop_checkpoint(manifest: Manifest, number: int) -> Manifest:
     """Without a checkpoint and all that was recorded at it."""
     return replace(
         manifest,
         checkpoints=tuple(one for one in manifest.checkpoints if one.number != number),
         collections=tuple(one for one in manifest.collections if one.checkpoint != number),
+        curvatures=tuple(one for one in manifest.curvatures if one.checkpoint != number),
     )

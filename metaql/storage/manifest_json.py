@@ -12,6 +12,7 @@ from metaql.errors import CorruptStoreError, StoreVersionError
 from metaql.storage.manifest import (
     Checkpoint,
     Collection,
+    Curvature,
     DataFile,
     Embeddings,
     Inputs,
@@ -71,6 +72,8 @@ def _manifest(body: dict[str, Any]) -> Manifest:
         "layers": tuple(_layer(one) for one in body["layers"]),
         "checkpoints": tuple(Checkpoint(**one) for one in body["checkpoints"]),
         "collections": tuple(_collection(one) for one in body["collections"]),
+        # Manifests from before there were any lack these.
+        "curvatures": tuple(Curvature(**one) for one in body.get("curvatures", ())),
     }
     return Manifest(**{**body, **lists})
 

@@ -14,6 +14,7 @@ from metaql.storage.manifest import Manifest
 
 CHECKPOINTS = "checkpoints"
 COLLECTIONS = "collections"
+CURVATURES = "curvatures"
 RECORDING = "recording"
 INTENT = "intent.json"
 
@@ -22,8 +23,10 @@ def recover(folder: Path, manifest: Manifest) -> None:
     """Removes what was never committed, and warns, saying what it was. The caller holds the writer's lock."""
     lost = [*_entries(folder / RECORDING), *_numbered(folder / COLLECTIONS, manifest.next_collection)]
     lost += _numbered(folder / CHECKPOINTS, manifest.next_checkpoint)
+    lost += _numbered(folder / CURVATURES, manifest.next_curvature)
     told = [_describe(path) for path in lost]
-    temporary = [path for place in (folder, folder / MANIFESTS, folder / CHECKPOINTS) for path in place.glob("*.tmp")]
+    places = (folder, *(folder / name for name in (MANIFESTS, CHECKPOINTS, CURVATURES)))
+    temporary = [path for place in places for path in place.glob("*.tmp")]
     remnants = [*temporary, *_numbered(folder / MANIFESTS, manifest.version + 1)]
     for path in [*lost, *remnants]:
         remove(path)
@@ -41,7 +44,7 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> int:
     freed = sum(remove(path) for path in old)
     freed += sum(remove(path) for path in [*_entries(folder / RECORDING), *folder.glob("*.tmp")])
     named = manifest.paths
-    data = [*_entries(folder / CHECKPOINTS), *(folder / COLLECTIONS).glob("*/*")]
+    data = [*_entries(folder / CHECKPOINTS), *_entries(folder / CURVATURES), *(folder / COLLECTIONS).glob("*/*")]
     freed += sum(remove(path) for path in data if path.relative_to(folder).as_posix() not in named)
     for path in _entries(folder / COLLECTIONS):
         if not any(path.iterdir()):
@@ -80,7 +83,7 @@ def _bytes(path: Path) -> int:
 def _describe(path: Path) -> str:
     size = f"{_bytes(path) / 1e6:.1f} MB"
     if path.is_file():
-        return f"checkpoint {int(path.stem)} ({size})"
+        return f"{'curvature' if path.parent.name == CURVATURES else 'checkpoint'} {int(path.stem)} ({size})"
     files = [file for file in path.iterdir() if file.name != INTENT]
     return f"{_intended(path)} ({len(files)} files, {size})"
 

@@ -18,7 +18,7 @@ from metaql.storage.commit import read_manifest
 from metaql.storage.forms import FULL as FULL_FORM
 from metaql.storage.forms import prefix_width, suffix_bytes, suffix_row_width, suffix_width
 from metaql.storage.gather import MissingRowError, Rows, Widths, read_rows
-from metaql.storage.manifest import Checkpoint, Collection, DataFile, Manifest
+from metaql.storage.manifest import Checkpoint, Collection, Curvature, DataFile, Manifest
 from metaql.storage.mapped_file import StoreFolder
 from metaql.storage.schema import FULL, Layer, stored_parts
 from metaql.storage.segments import BatchIndex, OpenFiles, Source
@@ -167,7 +167,13 @@ class Store:
 
     def weights(self, checkpoint: int) -> dict[str, Tensor]:
         """A checkpoint's state dict, on the CPU."""
-        saved = self._checkpoint(checkpoint)
+        return self._tensors(self._checkpoint(checkpoint))
+
+    def curvature(self, saved: Curvature) -> dict[str, Tensor]:
+        """The tensors of a curvature of the manifest, on the CPU; ``curvatures.unpack`` reads them."""
+        return self._tensors(saved)
+
+    def _tensors(self, saved: Checkpoint | Curvature) -> dict[str, Tensor]:
         path = self.path / saved.path
         try:
             with open(path, "rb") as file:

@@ -27,9 +27,18 @@ from metaql.storage.commit import begin, commit, is_unfinished, read_manifest, r
 from metaql.storage.durable import replace_file, sync, writing
 from metaql.storage.group import ALONE, Group
 from metaql.storage.lock import WriterLock
-from metaql.storage.manifest import Checkpoint, Collection, Manifest
+from metaql.storage.manifest import Checkpoint, Collection, Curvature, Manifest
 from metaql.storage.placing import Placed, place
-from metaql.storage.recovery import CHECKPOINTS, COLLECTIONS, INTENT, RECORDING, recover, remove, remove_unnamed
+from metaql.storage.recovery import (
+    CHECKPOINTS,
+    COLLECTIONS,
+    CURVATURES,
+    INTENT,
+    RECORDING,
+    recover,
+    remove,
+    remove_unnamed,
+)
 from metaql.storage.schema import Layer
 from metaql.storage.staging import BufferPool
 
@@ -90,17 +99,42 @@ class Writer:
     ) -> int:
         """Saves the weights and commits; returns the checkpoint's number."""
         number = self.manifest.next_checkpoint
-        path = f"{CHECKPOINTS}/{number:08d}.pt"
-        try:
-            size, crc = self._group.lead(lambda: self._save(path, weights))
+
+        def update(path: str, size: int, crc: int) -> Update:
             saved = Checkpoint(number, path, size, crc, digest, step, dict(settings))
-            self._commit(lambda manifest: updates.add_checkpoint(manifest, saved))
+            return lambda manifest: updates.add_checkpoint(manifest, saved)
+
+        self._add_file(f"{CHECKPOINTS}/{number:08d}.pt", weights, update)
+        return number
+
+    def add_curvature(
+        self,
+        tensors: Mapping[str, Tensor],
+        checkpoint: int,
+        method: str,
+        labels: str,
+        samples: int,
+        eigenvalues: Mapping[str, float],
+    ) -> None:
+        """Saves what was fitted at the checkpoint, in place of what the method had fitted there, and commits."""
+        number = self.manifest.next_curvature
+
+        def update(path: str, size: int, crc: int) -> Update:
+            fitted = Curvature(number, checkpoint, method, labels, samples, path, size, crc, eigenvalues)
+            return lambda manifest: updates.add_curvature(manifest, fitted)
+
+        self._add_file(f"{CURVATURES}/{number:08d}.pt", tensors, update)
+
+    def _add_file(self, path: str, tensors: Mapping[str, Tensor], update: Callable[[str, int, int], Update]) -> None:
+        """Saves tensors and commits what ``update`` makes of the path, the file's bytes and its CRC32."""
+        try:
+            size, crc = self._group.lead(lambda: self._save(path, tensors))
+            self._commit(update(path, size, crc))
         except BaseException:
             if path not in self.manifest.paths and self._group.leads:
                 (self.path / path).unlink(missing_ok=True)
                 (self.path / f"{path}.tmp").unlink(missing_ok=True)
             raise
-        return number
 
     def collection(self, split: str, checkpoint: int | None) -> CollectionWriter:
         """Begins a collection; several may be open at once, and become visible as each is finished."""
@@ -153,14 +187,14 @@ class Writer:
         except (StoreError, OSError):
             return
 
-    def _save(self, path: str, weights: Mapping[str, Tensor]) -> tuple[int, int]:
-        """Brings weights to the disk; returns the file's bytes and CRC32."""
+    def _save(self, path: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Brings tensors to the disk; returns the file's bytes and CRC32."""
         # By way of memory: torch turns a refusal of the disk into errors of its own, or ends the process.
         buffer = io.BytesIO()
-        torch.save(dict(weights), buffer)
+        torch.save(dict(tensors), buffer)
         data = buffer.getbuffer()
         with writing(self.path / path):
-            (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+            (self.path / path).parent.mkdir(exist_ok=True)
             replace_file(self.path / path, data)
             sync(self.path)
         return len(data), zlib.crc32(data)

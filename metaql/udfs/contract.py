@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Factored, Factors, split, sum_by_sample
+from metaql.storage.blocks import Factored, Factors, cut, split, sum_by_sample
 from metaql.storage.schema import Layer
 from metaql.udfs.scratch import product
-from metaql.udfs.slices import by_group, cut, joined, padded, positions, row_dots, single, steps, summed
+from metaql.udfs.slices import by_group, joined, padded, positions, row_dots, single, steps, summed
 
 
 def contract(layer: Layer, block: Factors, gradient: Tensor, weight: bool, bias: bool) -> Tensor:

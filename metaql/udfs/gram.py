@@ -19,9 +19,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Factored, Factors, split, sum_by_sample
+from metaql.storage.blocks import Factored, Factors, cut, split, sum_by_sample
 from metaql.storage.schema import Layer
-from metaql.udfs.slices import by_group, cut, joined, longest, padded, row_dots, single, steps, summed
+from metaql.udfs.slices import by_group, joined, longest, padded, row_dots, single, steps, summed
 
 
 def gram_pairs(layer: Layer, left: Factors, right: Factors, weight: bool, bias: bool) -> Tensor:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaql.storage.blocks import Block, Factors, Full, lay_out
+from metaql.storage.blocks import Block, Factors, Full, cut, lay_out
 from metaql.storage.schema import Layer
 from metaql.udfs import costs
 from metaql.udfs.contract import contract, contract_pairs
 from metaql.udfs.costs import FULL, GRAM, SHIPPED, Constants, Side
 from metaql.udfs.gram import gram_matrix, gram_pairs
 from metaql.udfs.patterns import Term
-from metaql.udfs.slices import columns, cut, joined, move, numbers, padded, positions, row_dots, steps
+from metaql.udfs.slices import columns, joined, move, numbers, padded, positions, row_dots, steps
 
 # Laid-out gradients of one step: more of them than the caches hold, since each is read once only.
 LAID_OUT_BUDGET = 32 << 20

@@ -25,20 +25,6 @@ def steps(count: int, elements: float, budget: int = BUDGET) -> Iterator[slice]:
         yield slice(begin, min(begin + size, count))
 
 
-def cut(block: Factored, part: slice) -> Factored:
-    """The samples of one slice, as views."""
-    samples = part.stop - part.start
-    if samples == block.samples:
-        return block
-    if block.offsets is None:
-        each = block.prefix.shape[0] // max(block.samples, 1)
-        begin, end = part.start * each, part.stop * each
-        return Factored(block.suffix[begin:end], block.prefix[begin:end], samples)
-    offsets = block.offsets[part.start : part.stop + 1]
-    begin, end = int(offsets[0]), int(offsets[-1])
-    return Factored(block.suffix[begin:end], block.prefix[begin:end], samples, offsets - begin)
-
-
 def take(block: Block, samples: Tensor) -> Block:
     """The samples at these places, in this order, repeated as often as they are named."""
     if isinstance(block, Full):

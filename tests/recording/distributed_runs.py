@@ -83,6 +83,14 @@ def keep_outputs(rank, path):
         return [(each.samples, each.bytes) for each in foretold]
 
 
+def gather_curvature(rank, path, wrap=True):
+    """Curvature of the data's own targets; and how many samples it is of."""
+    with recorder(ddp(network()) if wrap else network(), path) as made:
+        made.checkpoint()
+        made.collect(TensorDataset(*data()), "train", batch_size=4)
+        return made.curvature(TensorDataset(*data()), labels="recorded", batch_size=4)
+
+
 def train(rank, path, find_unused, static_graph, accumulate, record=True):
     """Five updates, the last on shares of different sizes, with a collection amid them.
 

@@ -13,6 +13,7 @@ import torch
 from metaql import errors
 from metaql.storage import tables
 from metaql.storage.check import check
+from metaql.storage.curvatures import unpack
 from metaql.storage.store import Store
 from tests.recording import distributed_runs as runs
 from tests.recording.ranks import run, values
@@ -70,6 +71,19 @@ def test_ranks_estimate_and_keep_outputs(tmp_path):
     torch.testing.assert_close(torch.tensor(store.embeddings("", rows).to_pylist()), expected[ids])
     hidden = network.hidden(network.words(words).mean(1)).detach().float()
     torch.testing.assert_close(torch.tensor(store.embeddings("hidden", rows).to_pylist()), hidden[ids])
+
+
+def test_ranks_gather_the_curvature_that_one_process_does(tmp_path):
+    assert runs.gather_curvature(0, tmp_path / "alone", wrap=False) == runs.SAMPLES
+    assert values(run(runs.gather_curvature, 2, tmp_path / "run", tmp_path / "store")) == [runs.SAMPLES] * 2
+    fitted = []
+    for name in ("alone", "store"):
+        store = Store.open(tmp_path / name)
+        assert list(check(store.path)) == []
+        fitted.append(unpack(store.layers, store.curvature(*store.manifest.curvatures), "ekfac"))
+    for layer, alone in fitted[0].items():
+        vector = torch.randn(alone.eigenvalues.numel(), dtype=torch.float64)
+        torch.testing.assert_close(fitted[1][layer].precondition(vector), alone.precondition(vector))
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from metaql.storage.blocks import Factored
+from metaql.storage.blocks import Factored, cut
 from metaql.udfs import contract, gram, kernels
 from metaql.udfs.costs import CONTRACT, FULL, GRAM, Constants
 from metaql.udfs.patterns import Term
-from metaql.udfs.slices import cut, move, padded, row_dots, steps, take
+from metaql.udfs.slices import move, padded, row_dots, steps, take
 
 KINDS = ("linear", "conv", "embedding", "tied", "norm")
 FORMS = ("fixed", "ragged", "full")

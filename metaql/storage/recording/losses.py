@@ -95,6 +95,15 @@ def require_finite(losses: Tensor, ids: np.ndarray) -> None:
         )
 
 
+def with_targets(model: nn.Module, batch: Any, draw: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """A batch of the default loss with other targets: what ``draw`` makes of the model's logits and its own ones."""
+    inputs, targets = _split(batch)
+    with torch.no_grad():
+        output = _call(model, inputs)
+        others = draw(output if isinstance(output, Tensor) else _logits_of(output), targets)
+    return {**batch, "labels": others} if isinstance(batch, Mapping) else (inputs, others)
+
+
 def _cross_entropy(model: nn.Module, batch: Any) -> SampleLosses:
     inputs, targets = _split(batch)
     output = _call(model, inputs)

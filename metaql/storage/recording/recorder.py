@@ -13,10 +13,12 @@ from torch import nn
 
 from metaql.errors import ModelStateError, RecordingError, UnsupportedParameterError
 from metaql.storage.collection_writer import CollectionWriter
+from metaql.storage.curvatures import pack
 from metaql.storage.group import Group
 from metaql.storage.manifest import CROSS_ENTROPY
 from metaql.storage.recording.collecting import Collecting, of_first_rank
 from metaql.storage.recording.continued import require_same_model, require_split
+from metaql.storage.recording.curvature import CurvatureGatherer, require_known
 from metaql.storage.recording.estimate import Estimate, estimate, first_batch
 from metaql.storage.recording.layer_outputs import LayerOutputs
 from metaql.storage.recording.losses import LossFunction, ModelLosses
@@ -172,6 +174,38 @@ class Recorder:
             first = first_batch(data, batch_size, self._group)
             names = trainable(self._model, None)
             return estimate(first, self._gradients, self._device, self._keep_inputs, self._writer.path, names)
+
+    def curvature(self, data: Any, method: str = "ekfac", labels: str = "sampled", batch_size: int = 256) -> int:
+        """Gathers the curvature of the loss at the newest checkpoint, for ``precondition`` in SQL; returns of how many.
+
+        ``data`` is as for ``collect``, as a rule all that the model was trained on. ``method`` is ``"ekfac"``, which
+        reads it twice and serves for K-FAC too, ``"kfac"`` or ``"diagonal"``. ``labels="sampled"`` draws targets from
+        the model's predictions, which is the true Fisher matrix and needs the default loss; ``"recorded"`` takes the
+        data's own, which is the empirical one. Linear layers and convolutions have Kronecker factors, all others the
+        diagonal. In place of what the method has gathered at this checkpoint before. All or nothing.
+
+        Takes a forward and a backward pass each time that data are read (with drawn targets one more forward pass),
+        and for a layer with inputs i and outputs o about 16·(i² + o² + i·o) bytes.
+
+        Raises ModelStateError without a checkpoint or a collection, or if the weights moved since; RecordingError for
+        unknown names; and about the data what ``collect`` raises. With DistributedDataParallel every rank calls it.
+        """
+        self._require_open()
+        require_known(method, labels, self._losses)
+        with self._group.together("curvature"):
+            self._follow_parameters()
+            checkpoint = self._checkpoint_of_these_weights()
+            require_repeatable(self._model)
+            layers = self._writer.manifest.layers
+            if not layers:
+                raise ModelStateError("No layers are recorded yet: call recorder.collect first, then curvature.")
+            gatherer = CurvatureGatherer(self._function, self._parameters, layers, self._dtype, self._group)
+            fitted = gatherer.fit(data, method, labels, batch_size)
+            self._require_still(checkpoint)
+            eigenvalues = {name: float(each.eigenvalues.mean()) for name, each in fitted.layers.items()}
+            tensors = pack(fitted.layers, method)
+            self._writer.add_curvature(tensors, checkpoint, method, labels, fitted.samples, eigenvalues)
+            return fitted.samples
 
     def step(
         self,

@@ -40,13 +40,15 @@ from metaql.storage.schema import Layer
 class BatchGradients:
     """What one batch gave: losses [n], logits [n, classes] where known, and each layer's block by its name.
 
-    ``embeddings`` are the outputs of the modules that were watched, [n, ...], float32 on the CPU.
+    ``embeddings`` are the outputs of the modules that were watched, [n, ...], float32 on the CPU. ``replayed`` names
+    the parameters that captured operations did not give.
     """
 
     losses: Tensor
     logits: Tensor | None
     blocks: Mapping[str, Block]
     embeddings: Mapping[str, Tensor]
+    replayed: frozenset[str]
 
 
 class SampleGradients:
@@ -85,7 +87,7 @@ class SampleGradients:
         assert self.layers is not None
         blocks = make_blocks(self.layers, uses, replayed, samples)
         sample_blocks.require_finite(blocks, ids, self._dtype)
-        return BatchGradients(run.values.detach(), run.logits, blocks, embeddings)
+        return BatchGradients(run.values.detach(), run.logits, blocks, embeddings, frozenset(replayed))
 
     def _embeddings(self, run: BatchRun, watched: LayerOutputs) -> dict[str, Tensor]:
         return watched.of_samples(
