@@ -1,6 +1,7 @@
 """Recording along the training, against the loop over samples at the weights of each step."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -193,6 +194,19 @@ def test_a_loss_that_is_not_a_number(network, pictures, tmp_path):
     pictures[0][2] = torch.nan
     with pytest.raises(errors.NotFiniteError, match="brings NaN or infinity to what uses"):
         step(network, pictures, tmp_path / "store")
+
+
+def test_what_the_factors_make_infinite(network, pictures, tmp_path):
+    """Finite in the pass, and in float64, where it is not yet divided by its samples' factors."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with metaql.Recorder(network, tmp_path / "store", dtype="float32") as recorder:
+        for factor, problem in ((0.125, None), (1e-45, "for sample 0"), (1e-320, "for sample 0")):
+            network.zero_grad()
+            expected = pytest.raises(errors.NotFiniteError, match=problem) if problem else nullcontext()
+            factors = torch.full((8,), factor, dtype=torch.float64)
+            with expected, recorder.step(torch.arange(8), optimizer, reduction=factors):
+                F.cross_entropy(network(pictures[0][:8]), pictures[1][:8]).backward()
+        assert recorder._trajectory.steps == 1
 
 
 @pytest.mark.parametrize(

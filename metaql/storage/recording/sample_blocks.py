@@ -79,23 +79,32 @@ def require_finite(blocks: Mapping[str, Block], ids: np.ndarray, dtype: str, sca
     It will be stored times the sample's ``scale`` [n].
     """
     largest = 1.0 if scale is None else float(scale.abs().max())
+    # Suffixes that were looked at: several layers may have one.
+    seen: set[int] = set()
     for name, block in blocks.items():
         for part in (block,) if not isinstance(block, Tied) else (block.projection, block.table):
-            if not _is_small(part, largest, dtype):
+            if not _is_small(part, largest, dtype, seen):
                 _require_finite(name, _as_stored(part, scale, dtype), ids)
 
 
-def _is_small(block: Factored | Full, scale: float, dtype: str) -> bool:
+def _is_small(block: Factored | Full, scale: float, dtype: str, seen: set[int]) -> bool:
     """Whether all numbers, scaled, lie well within what both the store's type and their own can hold."""
-    values = (block.gradient,) if isinstance(block, Full) else (block.prefix, block.suffix)
-    for each, factor in zip(values, (scale, 1.0), strict=False):
-        if len(each) and each.is_floating_point():
-            low, high = each.aminmax()
-            limit = min(torch.finfo(each.dtype).max, torch.finfo(getattr(torch, dtype)).max)
-            # NaN compares as false.
-            if not max(-float(low), float(high)) * max(factor, 1.0) < limit / 2:
-                return False
-    return True
+    if isinstance(block, Full):
+        return _is_within(block.gradient, scale, dtype)
+    if id(block.suffix) not in seen:
+        seen.add(id(block.suffix))
+        if not _is_within(block.suffix, 1.0, dtype):
+            return False
+    return _is_within(block.prefix, scale, dtype)
+
+
+def _is_within(values: Tensor, scale: float, dtype: str) -> bool:
+    if not values.numel() or not values.is_floating_point():
+        return True
+    low, high = (float(each) for each in values.aminmax())
+    limit = min(torch.finfo(values.dtype).max, torch.finfo(getattr(torch, dtype)).max)
+    # As NaN it is neither.
+    return bool(np.isfinite(low + high)) and max(-low, high, 1.0) * max(scale, 1.0) < limit / 2
 
 
 def _as_stored(block: Factored | Full, scale: Tensor | None, dtype: str) -> Factored | Full:

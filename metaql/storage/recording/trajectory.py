@@ -33,8 +33,8 @@ from metaql.storage.writer import Writer
 
 Reduction = Literal["mean", "sum"] | Tensor
 
-# A crash loses at most what came after the last commit: so much, or so long.
-COMMIT_BYTES = 1 << 30
+# A crash loses at most what came after the last commit: so much, or so long. The training waits for each one.
+COMMIT_BYTES = 4 << 30
 COMMIT_SECONDS = 30.0
 
 
