@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from math import ceil
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch import Tensor
 from metaql.storage.blocks import Full
 from metaql.storage.schema import Layer
 from metaql.udfs import costs
-from metaql.udfs.costs import Side
+from metaql.udfs.costs import FULL, GRAM, Side
+from metaql.udfs.fused import fused_blocks, fused_term, fused_terms
 from metaql.udfs.kernels import LAID_OUT_BUDGET, matrix, pairs, restored, side
 from metaql.udfs.patterns import Term
 from metaql.udfs.references import Floats, Ints
 from metaql.udfs.rows import BLOCK_BYTES, Rows, floats
 from metaql.udfs.session import Session
-from metaql.udfs.slices import numbers, steps
+from metaql.udfs.slices import numbers, steps, summed
 
 # A matrix may hold this many times the pairs asked for: a product of matrices is so much faster than single ones.
 MATRIX_WASTE = 4
@@ -52,9 +54,9 @@ def every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Row
 
 def _every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
     result = torch.zeros(len(left), len(right), dtype=torch.float64)
-    for number, term in enumerate(terms):
-        pieces = _laid_out if _pays_laying_out(session, term, left, right) else _as_stored
-        for down, across, piece in pieces(session, term, left, right):
+    for number, group in enumerate(_groups(session, terms, left, right)):
+        pieces = _laid_out if _way(session, group[0], left, right) == FULL else _as_stored
+        for down, across, piece in pieces(session, group, left, right):
             # Converted and added where they belong, without a matrix in between.
             place = result[down, across]
             place.add_(piece.cpu()) if number else place.copy_(piece)
@@ -62,26 +64,42 @@ def _every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Ro
     return values
 
 
-def _pays_laying_out(session: Session, term: Term, left: Rows, right: Rows) -> bool:
-    """Whether products of laid-out gradients are the cheapest, though both sides are kept in factors."""
+def _way(session: Session, term: Term, left: Rows, right: Rows) -> str | None:
+    """The cheapest for all rows of a layer that both sides keep in factors; None where there is none for all."""
     if not term.by_factors:
-        return False
+        return None
     ways = costs.matrix(session.costs, term.left, _side(left, term.left), _side(right, term.right))
-    return costs.GRAM in ways and session.costs.choose(ways) == costs.FULL
+    return session.costs.choose(ways) if GRAM in ways else None
 
 
-def _as_stored(session: Session, term: Term, left: Rows, right: Rows) -> Iterator[Piece]:
+def _groups(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Iterator[tuple[Term, ...]]:
+    """The terms in their order, those together that are multiplied as one: it spares products of factors only."""
+    for by_factors, found in groupby(terms, lambda term: _way(session, term, left, right) == GRAM):
+        some = tuple(found)
+        yield from fused_terms(some, left, right) if by_factors else [(term,) for term in some]
+
+
+def _as_stored(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Iterator[Piece]:
     """In the way that is the cheapest for each pair of blocks."""
-    for down in left.blocks(term.left):
-        block = left.read(term.left, down)
-        for part in right.blocks(term.right):
-            for across in _short(session, term, side(block), _side(right, term.right, part), part):
+    first, term = terms[0], fused_term(terms)
+    for down in left.blocks(first.left):
+        blocks = [left.read(each.left, down) for each in terms]
+        fused = fused_blocks(blocks)
+        for part in right.blocks(first.right):
+            for across in _short(session, term, side(blocks[0]), _side(right, first.right, part), part):
                 session.work.go_on()
-                yield down, across, matrix(term, block, right.read(term.right, across), session.costs)
+                others = [right.read(each.right, across) for each in terms]
+                theirs = fused_blocks(others)
+                if fused is not None and theirs is not None:
+                    yield down, across, matrix(term, fused, theirs, session.costs)
+                else:
+                    alone = zip(terms, blocks, others, strict=True)
+                    yield down, across, summed([matrix(*each, session.costs) for each in alone])
 
 
-def _laid_out(session: Session, term: Term, left: Rows, right: Rows) -> Iterator[Piece]:
+def _laid_out(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Iterator[Piece]:
     """As many right gradients as may be kept are laid out once, and the left ones once for each lot of these."""
+    (term,) = terms
     nothing = space = torch.empty(0)
     for across in steps(len(right), term.right.width, KEPT_BYTES):
         kept = Full(_restored(session, term.right, right, across, nothing))
