@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from bench.report import processor
-from bench.score_rows import cpu_seconds
+from bench.timing import seconds
 from metaql import calibrate
 from metaql.storage.blocks import Block, Factored, Full
 from metaql.storage.layout import choose
@@ -167,14 +167,15 @@ def measure(cell: Cell, machine: Constants, rounds: int, rng: random.Random) -> 
         times: dict[frozenset[str], list[float]] = {way: [] for way in machines}
         for number in range(rounds):
             for way in shuffled(times, rng):
-                times[way].append(cpu_seconds(lambda way=way: same(run(source, cell, rows, machines[way]), expected)))
+                one = seconds(lambda way=way: same(run(source, cell, rows, machines[way]), expected))  # type: ignore[misc]
+                times[way].append(one.cpu)
             if number == 0:
-                best = min(seconds[0] for seconds in times.values())
+                best = min(each[0] for each in times.values())
                 times = {way: one for way, one in times.items() if not way or one[0] < HOPELESS * best}
         chosen = times.pop(frozenset())
         regrets = {
-            way: statistics.median(ours / theirs for ours, theirs in zip(chosen, seconds, strict=True))
-            for way, seconds in times.items()
+            way: statistics.median(ours / theirs for ours, theirs in zip(chosen, each, strict=True))
+            for way, each in times.items()
         }
         best_way = max(regrets, key=lambda way: regrets[way]) if regrets else frozenset({"chosen"})
         told = f"{'/'.join(sorted(best_way))} {statistics.median(times.get(best_way, chosen)) * 1e3:.2f} ms"
