@@ -56,7 +56,7 @@ def _block(
         like.new_zeros(samples, width) if gradient is None else gradient
         for gradient, width in zip(gradients, widths, strict=True)
     ]
-    return Full(torch.cat(filled, dim=1))
+    return Full(torch.cat(filled, dim=1) if len(filled) > 1 else filled[0])
 
 
 def _first(gradients: Sequence[Tensor | None]) -> Tensor:
