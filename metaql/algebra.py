@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 from sqlglot import exp
 
-from metaql.logical import Scalar, Term, Vector
+from metaql.logical import Precondition, Scalar, Term, Vector
 from metaql.scope import Scope, Unsure, name_of
+from metaql.udfs.precondition import MACRO as PRECONDITION
 from metaql.udfs.score import SCORE
 
 PRODUCTS = frozenset({"inner_product", "cosine_similarity", SCORE})
@@ -117,7 +118,19 @@ class _Expansion:
         while isinstance(node, exp.Anonymous) and name_of(node) == "layers" and len(node.expressions) == 2:
             patterns.append(self._scalar(node.expressions[1]))
             node = bare(node.expressions[0])
-        return Vector(self._scope.qualified(node), self._scope.reads(node), tuple(patterns))
+        precondition = self._precondition(node)
+        node = node if precondition is None else bare(node.expressions[0])
+        return Vector(self._scope.qualified(node), self._scope.reads(node), tuple(patterns), precondition)
+
+    def _precondition(self, node: exp.Expr) -> Precondition | None:
+        """The call, where its method is known not to be NULL and its arguments are the same for every row."""
+        if not isinstance(node, exp.Anonymous) or name_of(node) != PRECONDITION or len(node.expressions) < 2:
+            return None
+        method, *others = node.expressions[1:]
+        if not (isinstance(method, exp.Literal) and method.is_string):
+            return None
+        same = not any(self._scope.reads(one) or one.find(exp.Query) for one in others)
+        return Precondition((method, *others)) if same else None
 
     def _case(self, node: exp.Case) -> list[Term]:
         """CASE WHEN c THEN x END => (CASE WHEN c THEN 1 END)·x: both are NULL where c is not true."""

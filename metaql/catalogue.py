@@ -23,6 +23,7 @@ _UNIQUE = {
     "samples": frozenset({"sample_id", "split"}),
     "checkpoints": frozenset({"checkpoint"}),
     "layers": frozenset({"layer"}),
+    "curvature": frozenset({"checkpoint", "method", "layer"}),
     "gradients": frozenset({"sample_id", "split", "checkpoint", "step"}),
     "outputs": frozenset({"sample_id", "split", "checkpoint", "step"}),
     "embeddings": frozenset({"sample_id", "split", "checkpoint", "layer"}),

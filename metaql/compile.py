@@ -24,7 +24,7 @@ from metaql.logical import (
     Vector,
 )
 from metaql.parse import name_of_output, standing_for
-from metaql.rules.gather_side import restricted
+from metaql.rules.gather_side import applied, restricted
 from metaql.scope import Scope, name_of
 from metaql.stats import Count
 from metaql.udfs.aggregates import MEAN
@@ -218,7 +218,8 @@ def _column(column: Column) -> exp.Expr:
     if term.vectors:
         entry = _entry(list(term.factors), term.vectors[0], others)
         name = MEAN if column.function == AVG else TOTAL
-        return exp.Anonymous(this=name, expressions=[exp.ArrayAgg(this=entry)])
+        summed = exp.Anonymous(this=name, expressions=[exp.ArrayAgg(this=entry)])
+        return applied(summed, column.precondition, column.patterns)
     value = product(_sqls(term.factors))
     value = where_present(others, value) if others else value
     return exp.Avg(this=value) if column.function == AVG else exp.Sum(this=value)

@@ -166,10 +166,11 @@ class Executor:
 
 
 def scalar_functions(cursor: duckdb.DuckDBPyConnection) -> frozenset[str]:
-    """Names of functions that are no aggregates; the user's macros, which may hold one, are left out."""
+    """Names of functions that are no aggregates; macros are left out but ours, as others may hold one."""
     rows = cursor.execute(
         "SELECT lower(function_name) FROM duckdb_functions() GROUP BY ALL"
-        " HAVING bool_and(internal AND function_type <> 'aggregate')"
+        " HAVING bool_and((internal AND function_type <> 'aggregate')"
+        " OR coalesce(starts_with(macro_definition, 'metaql_'), false))"
     )
     return frozenset(name for (name,) in rows.fetchall())
 

@@ -21,7 +21,7 @@ from metaql.udfs.aggregates import MEAN
 from metaql.udfs.aggregates import SUM as TOTAL
 
 _PLAIN = frozenset({"expressions", "from_", "joins", "where"})
-_OF_GRADIENTS = PRODUCTS | {MEAN, TOTAL, "norm", "layers"}
+_OF_GRADIENTS = PRODUCTS | {MEAN, TOTAL, "norm", "layers", "precondition"}
 
 
 def inline(select: exp.Select, catalogue: Catalogue) -> None:

@@ -32,15 +32,24 @@ class Scalar:
 
 
 @dataclass(frozen=True)
+class Precondition:
+    """A call of precondition(…): its ``arguments`` behind the gradient, which read no relation."""
+
+    arguments: tuple[exp.Expr, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Vector:
     """An expression that yields a gradient, and the aliases of the relations that it reads.
 
     ``patterns`` are restrictions to layers, taken off the expression: they can stand on either side of a product.
+    ``precondition`` was taken off under them.
     """
 
     sql: exp.Expr = field(repr=False)
     reads: frozenset[str]
     patterns: tuple[Scalar, ...] = ()
+    precondition: Precondition | None = None
 
     @property
     def all_reads(self) -> frozenset[str]:
@@ -110,7 +119,8 @@ class Relation:
 class Column:
     """What a gathered side yields under a name: avg, sum or count over its rows.
 
-    Only rows where all of ``present`` are there count. A STEADY one is its argument's own aggregate.
+    Only rows where all of ``present`` are there count. A STEADY one is its argument's own aggregate. A sum of gradients
+    may be preconditioned, and then restricted to layers.
     """
 
     name: str
@@ -118,6 +128,8 @@ class Column:
     terms: tuple[Term, ...] = ()
     present: tuple[Scalar, ...] = ()
     argument: Scalar | None = None
+    precondition: Precondition | None = None
+    patterns: tuple[Scalar, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from metaql.logical import (
     Block,
     Column,
     Gather,
+    Precondition,
     Relation,
     Scalar,
     Term,
@@ -44,7 +45,13 @@ def _term(term: Term) -> str:
 
 
 def _vector(vector: Vector) -> str:
-    return to_sql(vector.sql) + "".join(f"|{to_sql(one.sql)}" for one in vector.patterns)
+    return _applied(to_sql(vector.sql), vector.precondition, vector.patterns)
+
+
+def _applied(text: str, precondition: Precondition | None, patterns: tuple[Scalar, ...]) -> str:
+    if precondition is not None:
+        text = f"precondition({', '.join([text, *map(to_sql, precondition.arguments)])})"
+    return text + "".join(f"|{to_sql(one.sql)}" for one in patterns)
 
 
 def _relation(relation: Relation | Gather) -> str:
@@ -59,10 +66,10 @@ def _relation(relation: Relation | Gather) -> str:
 def _column(column: Column) -> str:
     if column.function == STEADY and column.argument is not None:
         return f"{column.name} = {to_sql(column.argument.sql)}"
-    terms = " + ".join(map(_term, column.terms))
-    return (
-        f"{column.name} = {column.function}({terms or '*'})" if column.function != COUNT else f"{column.name} = count"
-    )
+    if column.function == COUNT:
+        return f"{column.name} = count"
+    summed = f"{column.function}({' + '.join(map(_term, column.terms)) or '*'})"
+    return f"{column.name} = {_applied(summed, column.precondition, column.patterns)}"
 
 
 def _where(conjuncts: tuple[Scalar, ...]) -> str:

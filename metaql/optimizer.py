@@ -7,6 +7,7 @@ from collections.abc import Callable
 from metaql.errors import InternalError
 from metaql.logical import Block
 from metaql.rules.drop_groups_of_one_row import drop_groups_of_one_row
+from metaql.rules.precondition_sums import precondition_sums
 
 Rule = Callable[[Block], Block | None]
 
@@ -14,8 +15,10 @@ Rule = Callable[[Block], Block | None]
 RULES: tuple[Rule, ...] = (
     # After sides were gathered: only then can a group have a single row.
     drop_groups_of_one_row,
+    precondition_sums,
 )
-# Every rule makes a block smaller, so a long chain of rewrites means that two rules undo each other.
+# Every rule makes a block smaller, or moves something that no rule moves back, so a long chain of rewrites means that
+# two rules undo each other.
 MOST_PASSES = 20
 
 

@@ -22,6 +22,7 @@ from metaql.scanned import SCANNED
 from metaql.scope import Scope, Unsure, name_of
 from metaql.stats import ONE, UNKNOWN, Count, Statistics, statistics_of
 from metaql.udfs.best import BEST
+from metaql.udfs.precondition import MACRO as PRECONDITION
 from metaql.udfs.score import SCORE
 from metaql.udfs.scores import SCORES
 
@@ -280,6 +281,8 @@ class _Reader:
         while isinstance(node, exp.Anonymous) and name_of(node) == "layers":
             pattern = node.expressions[1]
             patterns += [pattern.name] if isinstance(pattern, exp.Literal) else []
+            node = bare(node.expressions[0])
+        if isinstance(node, exp.Anonymous) and name_of(node) == PRECONDITION:
             node = bare(node.expressions[0])
         text = vector_text(argument)
         if isinstance(node, exp.Subquery):

@@ -13,6 +13,8 @@ from metaql.compile import name_outputs
 from metaql.parse import parse, to_sql
 from metaql.select_planner import Chooser, Planned, plan_select
 from metaql.storage.cache import Cache
+from metaql.udfs.precondition import MACRO as PRECONDITION
+from metaql.udfs.precondition import require_method
 
 
 @dataclass
@@ -115,6 +117,10 @@ def _check_patterns(tree: exp.Expr, catalogue: Catalogue) -> None:
             pattern = call.expressions[1]
             if isinstance(pattern, exp.Literal) and pattern.is_string:
                 catalogue.names.check_pattern(pattern.name)
+        if call.name.lower() == PRECONDITION and len(call.expressions) > 1:
+            method = call.expressions[1]
+            if isinstance(method, exp.Literal) and method.is_string:
+                require_method(method.name)
 
 
 def _innermost_first(tree: exp.Expr) -> list[exp.Select]:

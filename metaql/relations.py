@@ -14,6 +14,7 @@ from metaql.storage.store import Store
 from metaql.storage.tables import RELATIONS
 from metaql.udfs.embedding import EMBEDDING, LOGITS, SHAPE
 from metaql.udfs.operators import DEFAULTS
+from metaql.udfs.precondition import DEFINITION as PRECONDITION
 from metaql.udfs.quoting import literal, quoted
 from metaql.udfs.references import GRADIENT
 from metaql.udfs.register import OPERATORS
@@ -39,6 +40,7 @@ def create_short_forms(connection: duckdb.DuckDBPyConnection, store: Store, data
     relations = ", ".join(map(literal, (*RELATIONS, *_named_splits(store))))
     given = ", ".join(f"{name} := {'NULL' if value is None else literal(value)}" for name, value in DEFAULTS.items())
     arguments = f"{literal(database)}, [{relations}], current_setting('search_path'), {', '.join(DEFAULTS)}"
+    connection.execute(f"CREATE MACRO {quoted(database)}.main.{PRECONDITION}")
     for name in (operator.name for operator in OPERATORS):
         connection.execute(
             f"CREATE MACRO {quoted(database)}.main.{name}({given}) AS TABLE FROM query(metaql_{name}({arguments}))"
@@ -73,7 +75,7 @@ def _taken(connection: duckdb.DuckDBPyConnection) -> set[str]:
 def _create(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> list[str]:
     """Tables keep the rows' numbers; views make gradients of them, whose other parts are constants."""
     connection.execute(f"CREATE SCHEMA {database}.stored")
-    for name in ("samples", "checkpoints", "steps", "layers"):
+    for name in ("samples", "checkpoints", "steps", "layers", "curvature"):
         _table(connection, f"{database}.main.{name}", getattr(tables, name)(store))
     _table(connection, f"{database}.stored.rows", tables.rows(store))
     for name, values in (("gradients", _gradient(store, "row")), ("outputs", _outputs(store))):

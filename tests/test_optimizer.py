@@ -18,7 +18,7 @@ BLOCK = block("t", aggregate("avg", term(vector("t.gradient"))), by="t.sample_id
 
 
 def test_the_names_of_the_rules_that_applied() -> None:
-    assert [rule.__name__ for rule in RULES] == ["drop_groups_of_one_row"]
+    assert [rule.__name__ for rule in RULES] == ["drop_groups_of_one_row", "precondition_sums"]
     found, applied = optimize(BLOCK)
     assert (found.keys, applied) == (None, ("drop_groups_of_one_row",))
     assert optimize(found) == (found, ())

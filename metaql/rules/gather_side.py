@@ -17,12 +17,14 @@ from metaql.logical import (
     Block,
     Column,
     Gather,
+    Precondition,
     Scalar,
     Term,
     Vector,
     reads_of,
 )
 from metaql.scope import Unsure
+from metaql.udfs.precondition import MACRO as PRECONDITION
 
 
 def gather_side(block: Block, side: frozenset[str]) -> Block:
@@ -248,7 +250,14 @@ def _product(vectors: tuple[Vector, ...]) -> Scalar:
 
 def restricted(vector: Vector) -> exp.Expr:
     """The vector as SQL, with its restrictions."""
-    sql = vector.sql.copy()
-    for pattern in vector.patterns:
+    return applied(vector.sql.copy(), vector.precondition, vector.patterns)
+
+
+def applied(sql: exp.Expr, precondition: Precondition | None, patterns: tuple[Scalar, ...]) -> exp.Expr:
+    """A gradient preconditioned, and then restricted."""
+    if precondition is not None:
+        arguments = [one.copy() for one in precondition.arguments]
+        sql = exp.Anonymous(this=PRECONDITION, expressions=[sql, *arguments])
+    for pattern in patterns:
         sql = exp.Anonymous(this="layers", expressions=[sql, pattern.sql.copy()])
     return sql

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from metaql.methods.curvature import EKFAC, KFAC, LayerCurvature
+from metaql.methods.curvature import KFAC, LayerCurvature
 from metaql.methods.kronecker import Basis
 from metaql.storage.schema import Layer
 
@@ -39,8 +39,3 @@ def _unpack(
         basis = Basis(*(tensors[f"{layer.name}/{name}"] for name in _BASIS))
         eigenvalues = basis.eigenvalues if method == KFAC else tensors[f"{layer.name}/eigenvalues"]
         yield layer.name, LayerCurvature(eigenvalues, basis, layer.has_bias)
-
-
-def serves(fitted: str, wanted: str) -> bool:
-    """Whether what was fitted by one method answers for another."""
-    return fitted == wanted or (fitted, wanted) == (EKFAC, KFAC)

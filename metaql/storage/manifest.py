@@ -142,6 +142,11 @@ class Curvature:
     crc: int
     eigenvalues: Mapping[str, float]
 
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """The methods that it answers for: EK-FAC has all that K-FAC asks for."""
+        return (self.method, "kfac") if self.method == "ekfac" else (self.method,)
+
 
 CROSS_ENTROPY = "cross_entropy"
 

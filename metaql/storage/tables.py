@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from metaql.methods.damping import SHARE
 from metaql.storage.arrow_arrays import as_numpy, column, empty, primitive, repeated
 from metaql.storage.forms import FLOAT_BYTES, prefix_width, suffix_bytes
 from metaql.storage.manifest import Collection, Segment
@@ -20,7 +21,7 @@ from metaql.storage.schema import FULL, Layer, parts, stored_parts
 from metaql.storage.store import Store
 
 # The names that every store has in SQL; a split can't have one of them.
-RELATIONS = ("samples", "checkpoints", "steps", "layers", "gradients", "outputs", "embeddings")
+RELATIONS = ("samples", "checkpoints", "steps", "layers", "curvature", "gradients", "outputs", "embeddings")
 _KEYS = pa.schema([("row", pa.int64()), ("sample_id", pa.int64()), ("split", pa.string())])
 _MOMENT = pa.schema([("checkpoint", pa.int64()), ("step", pa.int64())])
 _OUTPUTS = pa.schema([ROW_SCHEMA.field(name).with_nullable(True) for name in ("loss", "prediction", "confidence")])
@@ -53,6 +54,17 @@ _LAYERS = pa.schema(
         ("full_bytes", pa.int64()),
         ("stored_bytes", pa.int64()),
         ("stored_rows", pa.int64()),
+    ]
+)
+_CURVATURE = pa.schema(
+    [
+        ("checkpoint", pa.int64()),
+        ("method", pa.string()),
+        ("labels", pa.string()),
+        ("samples", pa.int64()),
+        ("layer", pa.string()),
+        ("mean_eigenvalue", pa.float64()),
+        ("damping", pa.float64()),
     ]
 )
 
@@ -121,6 +133,19 @@ def layers(store: Store) -> Any:
         for field in _LAYERS
     ]
     return pa.table(columns, schema=_LAYERS)
+
+
+def curvature(store: Store) -> Any:
+    """What was gathered, a row for each layer; ``damping`` is what is added to its eigenvalues by default."""
+    rows = [
+        (one.checkpoint, one.method, one.labels, one.samples, layer, mean, SHARE * mean)
+        for one in store.manifest.curvatures
+        for layer, mean in one.eigenvalues.items()
+    ]
+    columns = zip(*rows, strict=True) if rows else [()] * len(_CURVATURE)
+    return pa.table(
+        [column(each, field.type) for each, field in zip(columns, _CURVATURE, strict=True)], schema=_CURVATURE
+    )
 
 
 def _rows(store: Store, collection: Collection, schema: Any) -> Any:

@@ -30,6 +30,7 @@ from metaql.udfs.norm import norm
 from metaql.udfs.operators import returns_sql
 from metaql.udfs.p2b import P2B
 from metaql.udfs.p2p import P2P
+from metaql.udfs.precondition import MACRO, precondition
 from metaql.udfs.restore import restore
 from metaql.udfs.scan import scan
 from metaql.udfs.score import score
@@ -46,6 +47,7 @@ FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     layers,
     restore,
     gradient,
+    precondition,
     mean,
     total,
     *(partial(returns_sql, operator) for operator in OPERATORS),
@@ -77,6 +79,7 @@ def session_of(connection: duckdb.DuckDBPyConnection) -> Session:
 def new_session(connection: duckdb.DuckDBPyConnection) -> Session:
     """A session for an instance that has none yet, and its functions."""
     session = Session()
+    session.functions = frozenset([MACRO])
     for make in FUNCTIONS:
         function = make(session)
         session.functions |= {function.name}

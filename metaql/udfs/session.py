@@ -17,9 +17,11 @@ from metaql.errors import QueryError, ReferenceError
 from metaql.storage.store import Store
 from metaql.udfs.costs import SHIPPED, Constants
 from metaql.udfs.counters import Counters
+from metaql.udfs.curvatures import Curvatures
 from metaql.udfs.kept_scores import KeptScores
 from metaql.udfs.members import MemberLists
 from metaql.udfs.models import Model
+from metaql.udfs.patterns import Space
 from metaql.udfs.references import Ints
 from metaql.udfs.sources import Source, StoreSource
 from metaql.udfs.vectors import Vectors
@@ -39,8 +41,9 @@ class Session:
         # Asked when the first choice has to be made; whoever opens the session may know the machine better.
         self.measure: Callable[[], Constants] = lambda: SHIPPED
         self.members = MemberLists()
+        self.curvatures = Curvatures()
         self.work = Work()
-        # Names of the functions that hold it, in lower case.
+        # Names of the functions that hold it, and of the macro in front of one, in lower case.
         self.functions: frozenset[str] = frozenset()
         self._stores: dict[int, list[StoreSource]] = {}
         self._named: dict[str, StoreSource] = {}
@@ -62,6 +65,11 @@ class Session:
     def source(self, name: str) -> StoreSource:
         """The snapshot that was loaded last under a name."""
         return self._named[name]
+
+    def store_of(self, space: Space) -> Store:
+        """The store whose gradients are vectors over this space."""
+        sources = (source for snapshots in self._stores.values() for source in snapshots)
+        return next(source.store for source in sources if source.space is space)
 
     def add_model(self, model: Model) -> None:
         """Loads a model that can replay a store's samples."""

@@ -91,6 +91,10 @@ class Vectors:
             members = [number for number in distinct if spaces[number] is space]
             yield VectorSource(self, space), np.flatnonzero(np.isin(numbers, members))
 
+    def definitions(self, numbers: Ints) -> list[Definition]:
+        """How these vectors are made."""
+        return [self._definitions[number] for number in numbers.tolist()]
+
     def positions(self, number: int, layer: Layer) -> float | None:
         """About how many positions a vector's factors have; None where it is, or has to be, laid out."""
         found = self._cache.get((number, layer.name))

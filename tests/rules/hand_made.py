@@ -6,7 +6,7 @@ import re
 
 from sqlglot import exp, parse_one
 
-from metaql.logical import COUNT, STEADY, Aggregate, Block, Gather, Relation, Scalar, Term, Vector
+from metaql.logical import COUNT, STEADY, Aggregate, Block, Gather, Precondition, Relation, Scalar, Term, Vector
 from metaql.parse import to_sql
 from metaql.stats import ONE, UNKNOWN, Count, Precision, Statistics
 
@@ -17,10 +17,11 @@ def scalar(text: str) -> Scalar:
     return Scalar(sql, frozenset(column.table for column in sql.find_all(exp.Column)))
 
 
-def vector(text: str, *patterns: str) -> Vector:
-    """A gradient, restricted to layers."""
+def vector(text: str, *patterns: str, by: str | None = None) -> Vector:
+    """A gradient, preconditioned by a method, and restricted to layers."""
     one = scalar(text)
-    return Vector(one.sql, one.reads, tuple(map(scalar, patterns)))
+    precondition = None if by is None else Precondition((parse_one(by),))
+    return Vector(one.sql, one.reads, tuple(map(scalar, patterns)), precondition)
 
 
 def term(*parts: str | Vector) -> Term:

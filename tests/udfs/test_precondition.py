@@ -1,0 +1,181 @@
+"""precondition(…) in SQL: against dense algebra, planned and unplanned, and what it says where it can't."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import metaql
+from metaql.errors import QueryError
+from metaql.storage.curvatures import unpack
+from metaql.storage.store import Store
+
+SPLITS = {"train": slice(0, 16), "validation": slice(16, 25)}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.LayerNorm(18), nn.Linear(18, 3)).double()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gradients at two checkpoints; EK-FAC's curvature at the first, the diagonal at both."""
+    folder = tmp_path_factory.mktemp("curvature") / "store"
+    model = network()
+    inputs, targets = torch.randn(25, 1, 5, 5, dtype=torch.float64), torch.randint(3, (25,))
+    with metaql.Recorder(model, folder, dtype="float64") as recorder:
+        for methods in (("ekfac", "diagonal"), ("diagonal",)):
+            recorder.checkpoint()
+            for split, part in SPLITS.items():
+                recorder.collect(TensorDataset(inputs[part], targets[part]), split)
+            for method in methods:
+                recorder.curvature(TensorDataset(inputs[:16], targets[:16]), method)
+            with torch.no_grad():
+                model[0].weight.mul_(1.5)
+    return folder
+
+
+@pytest.fixture
+def db(path: Path) -> Iterator[metaql.connection.Connection]:
+    with metaql.connect(path, model=network()) as opened:
+        opened.sql("CREATE VIEW t AS FROM gradients WHERE split = 'train' AND checkpoint = 1")
+        opened.sql("CREATE VIEW v AS FROM gradients WHERE split = 'validation' AND checkpoint = 1")
+        yield opened
+
+
+def dense(path: Path, method: str, damping: float | None = None) -> np.ndarray:
+    """(F + damping)⁻¹ written out, over all parameters."""
+    store = Store.open(path)
+    saved = next(one for one in store.manifest.curvatures if method in one.serves)
+    fitted = unpack(store.layers, store.curvature(saved), method)
+    blocks = [fitted[one.name].precondition(torch.eye(one.width, dtype=torch.float64), damping) for one in store.layers]
+    return torch.block_diag(*blocks).numpy()
+
+
+def gradients(db: metaql.connection.Connection, relation: str) -> np.ndarray:
+    return np.array(
+        [row for (row,) in db.sql(f"SELECT restore(gradient, '*') FROM {relation} ORDER BY sample_id").fetchall()]
+    )
+
+
+@pytest.mark.parametrize("method", ["ekfac", "kfac", "diagonal"])
+@pytest.mark.parametrize("damping", [None, 0.05])
+def test_it_is_the_inverse_of_the_curvature(db, path, method, damping):
+    given = "NULL" if damping is None else damping
+    query = (
+        f"SELECT restore(precondition(gradient, '{method}', {given}, checkpoint := 1), '*') FROM v ORDER BY sample_id"
+    )
+    got = np.array([row for (row,) in db.sql(query).fetchall()])
+    inverse = dense(path, method, damping)
+    np.testing.assert_allclose(inverse, inverse.T, atol=1e-9 * np.abs(inverse).max())
+    np.testing.assert_allclose(got, gradients(db, "v") @ inverse, rtol=1e-9, atol=1e-9)
+
+
+# Titles, and what stands between SELECT and FROM t, v.
+SAMPLES = "t.sample_id, avg(inner_product({}, {})) AS s FROM t, v GROUP BY ALL"
+T, V = "t.gradient", "v.gradient"
+PT, PV = f"precondition({T}, 'ekfac')", f"precondition({V}, 'ekfac')"
+QUESTIONS = {
+    "averaged": SAMPLES.format(T, PV),
+    "of the other side": SAMPLES.format(PT, V),
+    "with damping": SAMPLES.format(T, f"precondition({V}, 'kfac', damping := 0.1)"),
+    "over layers": SAMPLES.format(f"layers({T}, '4')", PV),
+    "of a part of a layer": SAMPLES.format(f"precondition(layers({T}, '4.bias'), 'ekfac')", f"layers({V}, '*.weight')"),
+    "of both": SAMPLES.format(f"precondition({T}, 'diagonal', checkpoint := 1)", PV),
+    "twice": SAMPLES.format(T, f"precondition({PV}, 'kfac')"),
+    "times numbers": SAMPLES.format(PT, V).replace("avg(", "sum(v.sample_id / 2 * "),
+    "cosine": SAMPLES.format(PT, V).replace("inner_product", "cosine_similarity"),
+    "all": f"1 AS one, avg(inner_product({PT}, {V})) AS s FROM t, v",
+    "pairs": f"t.sample_id, v.sample_id AS o, inner_product({T}, {PV}) AS s FROM t, v",
+    "its own": f"t.sample_id, inner_product({T}, {PT}) AS s FROM t",
+    "by kind": f"v.sample_id % 2 AS kind, avg(inner_product({PT}, {V})) AS s FROM t, v GROUP BY ALL",
+    "methods as a column": f"m, sum(inner_product({T}, precondition({V}, m))) AS s"
+    " FROM t, v, (VALUES ('ekfac'), ('kfac'), (NULL)) AS methods(m) GROUP BY ALL",
+}
+
+
+@pytest.mark.parametrize("title", QUESTIONS)
+def test_planned_and_unplanned_agree(db, path, title):
+    plain = duckdb.connect()
+    metaql.load(plain, path, schema="s")
+    for name, split in (("t", "train"), ("v", "validation")):
+        plain.execute(f"CREATE VIEW {name} AS FROM s.gradients WHERE split = '{split}' AND checkpoint = 1")
+    unplanned = QUESTIONS[title].replace("precondition(", "s.precondition(")
+    expected = sorted(plain.sql(f"SELECT {unplanned}").fetchall(), key=str)
+    got = sorted(db.sql(f"SELECT {QUESTIONS[title]}").fetchall(), key=str)
+    assert [row[:-1] for row in got] == [row[:-1] for row in expected]
+    assert len(got) > 0
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours[-1] == (None if theirs[-1] is None else pytest.approx(theirs[-1], rel=1e-9, abs=1e-12))
+
+
+def test_an_average_is_preconditioned_once(db):
+    for title in ("averaged", "of the other side"):
+        (text,) = (row for (row,) in db.sql(f"EXPLAIN SELECT {QUESTIONS[title]}").fetchall() if "Score" in row)
+        assert re.search(r"⟨[^(]*, precondition\(avg\([^()]*\), 'ekfac'\)⟩", text)
+
+
+def test_vectors_of_the_session_are_preconditioned(db, path):
+    inverse = dense(path, "ekfac")
+    mean = gradients(db, "v").mean(0)
+    for text in ("precondition(avg(gradient), 'ekfac')", "avg(precondition(gradient, 'ekfac'))"):
+        ((got,),) = db.sql(f"SELECT restore({text}, '*') FROM v").fetchall()
+        np.testing.assert_allclose(got, mean @ inverse, rtol=1e-9, atol=1e-9)
+    query = "SELECT t.sample_id, inner_product(t.gradient, precondition((SELECT avg(gradient) FROM v), 'ekfac')) FROM t"
+    scores = [score for _, score in sorted(db.sql(query).fetchall())]
+    np.testing.assert_allclose(scores, gradients(db, "t") @ inverse @ mean, rtol=1e-9)
+    # Samples are run with the newest checkpoint's weights.
+    zeros = [0.0] * 25
+    query = "SELECT norm(precondition(gradient(?, 1), 'diagonal')), norm(gradient(?, 1))"
+    ((size, before),) = db.sql(query, [zeros, zeros]).fetchall()
+    assert size > 0
+    assert size != before
+
+
+def test_nulls(db):
+    assert db.sql("SELECT precondition(NULL, 'ekfac'), precondition(gradient, NULL) FROM v LIMIT 1").fetchall() == [
+        (None, None)
+    ]
+    mixed = "CASE WHEN sample_id % 2 = 0 THEN gradient END"
+    query = f"SELECT sample_id, norm(precondition({mixed}, 'ekfac')) IS NULL FROM v ORDER BY sample_id"
+    assert [null for _, null in db.sql(query).fetchall()] == [place % 2 == 1 for place in range(9)]
+
+
+def test_the_curvature_is_that_of_the_gradient_s_checkpoint(db):
+    with pytest.raises(
+        duckdb.Error, match=r"gradient of checkpoint 2, and the newest curvature for 'ekfac' is that of"
+    ):
+        db.sql("SELECT norm(precondition(gradient, 'ekfac')) FROM train").fetchall()
+    with pytest.raises(duckdb.Error, match=r"gradient of checkpoint 1, and .*that of checkpoint 2.* checkpoint := 2"):
+        db.sql("SELECT norm(precondition((SELECT avg(gradient) FROM v), 'diagonal'))").fetchall()
+    assert db.sql("SELECT norm(precondition(gradient, 'ekfac', checkpoint := 1)) FROM train").fetchall()
+    with pytest.raises(
+        duckdb.Error, match=r"not gathered at checkpoint 2 .*there is 'ekfac' at checkpoint 1, 'diagonal'"
+    ):
+        db.sql("SELECT norm(precondition(gradient, 'kfac', checkpoint := 2)) FROM train").fetchall()
+
+
+def test_mistakes(db):
+    with pytest.raises(QueryError, match=r"there is no method 'newton'. There are 'ekfac', 'kfac', 'diagonal'"):
+        db.sql("SELECT norm(precondition(gradient, 'newton')) FROM v")
+    with pytest.raises(duckdb.Error, match=r"there is no method 'newton'"):
+        db.sql("SELECT norm(precondition(gradient, ?)) FROM v", ["newton"]).fetchall()
+    with pytest.raises(duckdb.Error, match=r"damping := 0.0 is not a positive number"):
+        db.sql("SELECT norm(precondition(gradient, 'ekfac', damping := 0)) FROM v").fetchall()
+
+
+def test_nothing_gathered(small_store):
+    with (
+        metaql.connect(small_store) as db,
+        pytest.raises(duckdb.Error, match=r"not gathered in .* \(there is none\): with a"),
+    ):
+        db.sql("SELECT norm(precondition(gradient, 'ekfac')) FROM train").fetchall()
