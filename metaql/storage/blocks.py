@@ -105,6 +105,30 @@ def whole(found: Sequence[Block]) -> Block:
     return Tied(projection, table)
 
 
+def take(block: Block, samples: Tensor) -> Block:
+    """The block of some of its samples, by their places in it (int64)."""
+    if isinstance(block, Full):
+        return Full(block.gradient[samples])
+    return block.each(lambda part: _take(part, samples))
+
+
+def _take(block: Factored, samples: Tensor) -> Factored:
+    samples = samples.to(block.prefix.device)
+    if block.offsets is None:
+        counts = [values.shape[0] // max(block.samples, 1) for values in (block.suffix, block.prefix)]
+        suffix, prefix = (
+            values.unflatten(0, (block.samples, each))[samples].flatten(0, 1)
+            for values, each in zip((block.suffix, block.prefix), counts, strict=True)
+        )
+        return Factored(suffix, prefix, len(samples))
+    lengths = block.offsets.diff()[samples]
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    within = torch.arange(int(offsets[-1]), device=samples.device) - offsets[:-1].repeat_interleave(lengths)
+    places = block.offsets[:-1][samples].repeat_interleave(lengths) + within
+    suffix = block.suffix[samples] if len(block.suffix) != len(block.prefix) else block.suffix[places]
+    return Factored(suffix, block.prefix[places], len(samples), offsets)
+
+
 def rows(layer: Layer, block: Factored) -> Factored:
     """The block with one suffix row a position: unfolds a convolution's stored input, else changes nothing."""
     if layer.unfold is None:

@@ -1,6 +1,6 @@
 """The processes of a distributed training that fill one store together, and how they speak to each other.
 
-Each exchange begins with a line of four numbers from every rank, which says among others whether it has failed. So a
+Each exchange begins with a line of five numbers from every rank, which says among others whether it has failed. So a
 rank that fails joins the others' next exchange, whichever it is, and all of them stop at the same place.
 """
 
@@ -20,14 +20,15 @@ import torch.distributed as dist
 from metaql.errors import MetaQLError, RecordingError
 
 T = TypeVar("T")
-Numbers = tuple[int, int]
+Numbers = tuple[int, int, int]
+_NOTHING: Numbers = (0, 0, 0)
 
 
 @dataclass
 class Turn:
-    """Two numbers that this rank says at the end of a ``together``, and then those that every rank said, in order."""
+    """Three numbers that this rank says at the end of a ``together``, and then those that every rank said, in order."""
 
-    own: Numbers = (0, 0)
+    own: Numbers = _NOTHING
     all: list[Numbers] = field(default_factory=list)
 
 
@@ -76,7 +77,7 @@ class Group:
         if self.size == 1:
             return [value]
         with _uninterrupted():
-            self._line((0, 0))
+            self._line(_NOTHING)
             return self._objects(value)
 
     def lead(self, work: Callable[[], T]) -> T:
@@ -110,7 +111,7 @@ class Group:
         if self._processes is None:
             return
         with _uninterrupted(), suppress(MetaQLError):
-            self._line((0, 0), error)
+            self._line(_NOTHING, error)
         if self._processes is not None:
             self._told = error
 
@@ -123,7 +124,7 @@ class Group:
             self._raise_failure(error)
         if len(lines[:, 1].unique()) > 1:
             self._raise_disorder(self._method)
-        return [(first, second) for first, second in lines[:, 2:].tolist()]
+        return [(first, second, third) for first, second, third in lines[:, 2:].tolist()]
 
     def _raise_failure(self, error: BaseException | None) -> None:
         reports = self._objects(None if error is None else _report(error))

@@ -22,13 +22,13 @@ class Placed:
 def place(parts: Sequence[tuple[str, Collection]], manifest: Manifest) -> list[Placed]:
     """The collections that the ranks recorded in folders of these names, one after another behind the manifest's.
 
-    A rank without rows has none, unless it is alone. RecordingError if they are not of one split.
+    A rank without rows or steps has none, unless it is alone. RecordingError if they are not of one split.
     """
     _require_same_moment([part for _, part in parts])
     placed: list[Placed] = []
     number, row = manifest.next_collection, manifest.next_row
     for name, part in parts:
-        if part.rows or len(parts) == 1:
+        if part.rows or part.steps or len(parts) == 1:
             folder = f"{COLLECTIONS}/{number:08d}"
             placed.append(Placed(name, folder, _put(part, number, folder, row)))
             number, row = number + 1, row + part.rows

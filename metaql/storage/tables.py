@@ -39,8 +39,15 @@ STEPS = pa.schema(
         ("buffer_fresh", pa.bool_()),
         ("batch_size", pa.int64()),
         ("reduction", pa.string()),
+        ("sample_factor", pa.float64()),
+        ("optimizer", pa.string()),
+        ("updates", pa.int64()),
+        ("update", pa.int64()),
+        ("gradient_factor", pa.float64()),
     ]
 )
+# In the metadata of a file of steps: the recorded parameters' names for each parameter group, as JSON.
+PARAMETER_GROUPS = b"parameter_groups"
 _LAYERS = pa.schema(
     [
         ("layer", pa.string()),
@@ -116,10 +123,26 @@ def checkpoints(store: Store) -> Any:
 
 
 def steps(store: Store) -> Any:
-    """The optimizer's settings at each step of a recorded trajectory."""
-    files = [one.steps for one in store.manifest.collections if one.steps]
-    tables = [store.table(file) for file in files]
-    return pa.concat_tables([empty(STEPS), *tables], promote_options="permissive")
+    """The optimizer's settings at each step of a recorded trajectory, and at each update without one (NULL)."""
+    table = pa.concat_tables([empty(STEPS), *_step_files(store)], promote_options="permissive")
+    table = table.replace_schema_metadata(None)
+    # A step that was committed before its update is written again with it: the last one counts.
+    step, group = (table.column(name).to_pylist() for name in ("step", "parameter_group"))
+    last = {(step[row], group[row]) if step[row] is not None else (None, row): row for row in range(len(step))}
+    return table.take(sorted(last.values())) if len(last) < len(step) else table
+
+
+def parameter_groups(store: Store) -> list[list[str]] | None:
+    """The recorded parameters of each parameter group, last on; None without steps that say so.
+
+    QueryError is not raised here: groups that changed meanwhile are those of the last step.
+    """
+    found = [file.schema.metadata.get(PARAMETER_GROUPS) for file in _step_files(store) if file.schema.metadata]
+    return json.loads(found[-1]) if found and found[-1] else None
+
+
+def _step_files(store: Store) -> list[Any]:
+    return [store.table(one.steps) for one in store.manifest.collections if one.steps]
 
 
 def layers(store: Store) -> Any:

@@ -120,7 +120,8 @@ def test_the_optimizers_settings_are_kept_for_each_step(network, pictures, tmp_p
     assert first == {
         "step": 1, "parameter_group": 0, "epoch": None, "learning_rate": 0.1, "momentum": 0.9, "dampening": 0.0,
         "nesterov": False, "maximize": False, "weight_decay": 0.0, "buffer_fresh": True, "batch_size": 8,
-        "reduction": "mean",
+        "reduction": "mean", "sample_factor": 0.125, "optimizer": "SGD", "updates": 0, "update": 1,
+        "gradient_factor": 1.0,
     }  # fmt: skip
     assert (second["step"], second["buffer_fresh"]) == (2, False)
 

@@ -79,9 +79,9 @@ class Collecting:
             elif self.gradients.layers is None:
                 self.gradients.layers = of_first_rank(self.group, None) or None
             with self.group.together("collect") as turn:
-                turn.own = (0 if item is None else len(item[0]), int(item is not None))
-            progress.update(sum(count for count, _ in turn.all))
-            more = any(more for _, more in turn.all)
+                turn.own = (0 if item is None else len(item[0]), int(item is not None), 0)
+            progress.update(sum(count for count, _, _ in turn.all))
+            more = any(more for _, more, _ in turn.all)
 
     def _append(self, ids: np.ndarray, batch: Any) -> None:
         result = self.gradients.of(batch, ids, self.watched)

@@ -48,9 +48,33 @@ def _require_groups(optimizer: Any) -> None:
         )
 
 
-def _is_fresh(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Whether the next update starts its momentum buffers anew (or has none)."""
-    return all(optimizer.state.get(each, {}).get("momentum_buffer") is None for each in group["params"])
+def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside of what a trainer has put around it."""
+    _require_groups(optimizer)
+    for name in ("optimizer", "_optimizer"):
+        inner = getattr(optimizer, name, None)
+        if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer:
+            return plain_optimizer(inner)
+    return optimizer  # type: ignore[no-any-return]
+
+
+def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
+    """The class that makes the update: by its name alone if it is PyTorch's."""
+    owner = next(each for each in type(optimizer).__mro__ if "step" in vars(each))
+    return owner.__name__ if owner.__module__.startswith("torch.optim.") else f"{owner.__module__}.{owner.__qualname__}"
+
+
+def _is_fresh(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool | None:
+    """Whether the next update starts its momentum buffers anew; None where parameters of the group differ in that.
+
+    Parameters that have neither a gradient nor a buffer are no part of it.
+    """
+    has_buffer = {each: optimizer.state.get(each, {}).get("momentum_buffer") is not None for each in group["params"]}
+    updated = {has for each, has in has_buffer.items() if each.grad is not None}
+    left_out = any(has for each, has in has_buffer.items() if each.grad is None)
+    if len(updated) > 1 or (updated and left_out):
+        return None
+    return not any(updated) and not left_out
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from metaql.storage.recording.model_state import (
 )
 from metaql.storage.recording.optimizers import checkpoint_settings
 from metaql.storage.recording.sample_gradients import SampleGradients
-from metaql.storage.recording.trajectory import Reduction, Trajectory
+from metaql.storage.recording.trajectory import Chosen, Reduction, Trajectory
 from metaql.storage.recording.wrappers import distributed, ranks_of, require_whole, runs_copies, unwrapped
 from metaql.storage.writer import Writer
 
@@ -97,7 +97,7 @@ class Recorder:
         """
         self._require_open()
         with self._group.together("checkpoint"):
-            self._trajectory.commit()
+            self._trajectory.settle()
             self._share_buffers()
             return self._save(optimizer, settings)
 
@@ -213,6 +213,8 @@ class Recorder:
         optimizer: torch.optim.Optimizer,
         split: str = "train",
         reduction: Reduction = "mean",
+        every: int = 1,
+        keep: Container[int] | None = None,
     ) -> AbstractContextManager[None]:
         """A context around one forward and backward pass of the training loop, which records its samples.
 
@@ -220,7 +222,11 @@ class Recorder:
         of the samples' own: ``"mean"``, ``"sum"``, or a tensor [n] of each sample's factor in it: class weights,
         positions that are ignored, or a loss divided for gradient accumulation need the tensor, for nothing here can
         see them. The gradients are recorded as the backward pass sees them, batch norm, dropout and losses that
-        compare samples included. They are committed now and then, by ``checkpoint`` and by ``close``.
+        compare samples included. They are committed now and then, by ``checkpoint`` (after the update that they are
+        for) and by ``close``.
+
+        ``every=10`` records the passes of one update of the optimizer in ten, and ``keep``, a set or a range of ids,
+        those samples alone. What is left out counts as nothing in ``hydra``.
 
         With DistributedDataParallel every rank calls it, with the samples of its own batch and the ``reduction`` of
         its own loss; the step is one for all of them.
@@ -233,7 +239,8 @@ class Recorder:
             )
         self._follow_parameters()
         require_split(split, self._writer.manifest)
-        return self._trajectory.step(ids, optimizer, split, reduction, mixes_samples(self._model))
+        chosen = Chosen(every, keep)
+        return self._trajectory.step(ids, optimizer, split, reduction, chosen, mixes_samples(self._model))
 
     def close(self) -> None:
         """Commits the steps recorded so far and lets others write; harmless when called twice.
@@ -245,7 +252,7 @@ class Recorder:
             return
         self._closed = True
         try:
-            self._trajectory.commit()
+            self._trajectory.close()
         finally:
             self._writer.close()
             self._group.close()
@@ -309,7 +316,7 @@ class Recorder:
             name: id(each) for name, each in self._parameters.items()
         }:
             return
-        self._trajectory.commit()
+        self._trajectory.close()
         self._parameters = now
         self._require_same_model()
         self._prepare()

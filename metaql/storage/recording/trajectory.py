@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from metaql.errors import BatchError
+from metaql.errors import BatchError, RecordingError
 from metaql.storage import tables
-from metaql.storage.blocks import Block, size
+from metaql.storage.blocks import Block, size, take
 from metaql.storage.collection_writer import CollectionWriter
 from metaql.storage.group import Group
 from metaql.storage.recording.alignment import Alignment
 from metaql.storage.recording.batches import integer_ids
 from metaql.storage.recording.layering import form_layers
 from metaql.storage.recording.model_state import unchanging
-from metaql.storage.recording.optimizers import step_settings
 from metaql.storage.recording.sample_blocks import make_blocks, require_finite, require_same_form
 from metaql.storage.recording.step_checks import aligned_uses, require_captured, require_finite_pass, require_sums
+from metaql.storage.recording.updates import Updates
 from metaql.storage.recording.watched_step import WatchedStep, noting_scale
 from metaql.storage.recording.wrappers import as_written, unaveraged
 from metaql.storage.schema import Layer
@@ -36,6 +40,31 @@ Reduction = Literal["mean", "sum"] | Tensor
 # A crash loses at most what came after the last commit: so much, or so long. The training waits for each one.
 COMMIT_BYTES = 4 << 30
 COMMIT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What of a trajectory is recorded: every so many updates, and those samples that ``keep`` contains."""
+
+    every: int = 1
+    keep: Container[int] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise RecordingError(
+                f"every is a whole number from 1 on, not {self.every!r}: 10 records each tenth update."
+            )
+        if isinstance(self.keep, (list, tuple, Tensor, np.ndarray)) or not hasattr(self.keep or (), "__contains__"):
+            raise RecordingError(
+                f"keep is a {type(self.keep).__name__}. Pass a set or a range of sample ids: each sample of each step "
+                "is looked up in it."
+            )
+
+    def samples(self, ids: np.ndarray) -> np.ndarray | None:
+        """Which of the samples are recorded, bool [n]; None for all."""
+        if self.keep is None:
+            return None
+        return np.fromiter((each in self.keep for each in ids.tolist()), dtype=bool, count=len(ids))
 
 
 class Trajectory:
@@ -62,23 +91,25 @@ class Trajectory:
         self._wrapped = wrapped
         self._layers = writer.manifest.layers
         self._alignments: dict[tuple[Any, ...], Sequence[Alignment | None]] = {}
-        self._collection: CollectionWriter | None = None
+        # By split; those of training and of validation may take turns.
+        self._collections: dict[str, CollectionWriter] = {}
         self._split: str | None = None
-        self._rows: list[dict[str, Any]] = []
         self._since = 0.0
+        self._is_due = False
         self._steps: int | None = None
+        self._updates: Updates | None = None
         self._warned = False
 
     @property
     def steps(self) -> int:
         """The number of the last step recorded, also in an earlier run of the same store."""
         if self._steps is None:
-            self._steps = self._last_step()
+            self._steps, _ = self._continued()
         return self._steps
 
     @contextmanager
     def step(
-        self, ids: Any, optimizer: torch.optim.Optimizer, split: str, reduction: Reduction, mixing: bool
+        self, ids: Any, optimizer: torch.optim.Optimizer, split: str, reduction: Reduction, chosen: Chosen, mixing: bool
     ) -> Iterator[None]:
         """Records what one forward and backward pass inside the context shows.
 
@@ -86,8 +117,14 @@ class Trajectory:
         """
         ids = integer_ids(ids)
         factors = _factors(reduction, len(ids))
-        # The settings that this step's update uses: schedulers and the update itself come after the pass.
-        groups = step_settings(optimizer)
+        kept = chosen.samples(ids)
+        updates = self._watching(optimizer)
+        if self._is_due:
+            self.commit()
+        if updates.made % chosen.every:
+            with updates.around_pass():
+                yield
+            return
         watched = WatchedStep(
             self._parameters,
             len(ids),
@@ -97,22 +134,23 @@ class Trajectory:
             around_probes=lambda: unaveraged(self._wrapped),
         )
         try:
-            with as_written(), noting_scale(watched.note_scale), watched:
+            with as_written(), noting_scale(watched.note_scale), updates.around_pass(), watched:
                 yield
         finally:
             watched.stop()
         with self._group.together("step") as turn:
             blocks, scale = self._blocks(watched), 1.0 / (factors * watched.scale)
+            if kept is not None:
+                places = torch.from_numpy(kept.nonzero()[0])
+                blocks = {name: take(block, places) for name, block in blocks.items()}
+                ids, scale = ids[kept], scale[places]
             require_finite(blocks, ids, self._dtype, scale)
-            turn.own = len(ids), int(self._is_due(blocks))
+            turn.own = len(factors), _common(factors), int(self._is_due_after(blocks))
         self._append(ids, split, blocks, scale)
         self._warn_if_reordered(watched)
-        sizes = [size for size, _ in turn.all]
-        common = {"step": self.steps, "batch_size": sum(sizes), "reduction": _name(reduction, sizes)}
-        self._rows += [{**group, **common} for group in groups]
-        # Rank 0's clock counts.
-        if turn.all[0][1]:
-            self.commit()
+        updates.add_pass({"step": self.steps, **_together(turn.all, reduction)}, watched.scale)
+        # Rank 0's clock counts. The update is still to come, and belongs to the step.
+        self._is_due = bool(turn.all[0][2])
 
     def _warn_if_reordered(self, watched: WatchedStep) -> None:
         if watched.reordered and not self._warned:
@@ -126,47 +164,93 @@ class Trajectory:
 
     def commit(self) -> None:
         """Makes the steps so far part of the store."""
-        if self._collection is None:
+        self._is_due = False
+        if self._updates is None or not (self._collections or self._has_updates_left):
             return
         with self._group.together("step"):
-            collection, self._collection = self._collection, None
-            rows, self._rows = self._rows, []
-            collection.finish(steps=pa.Table.from_pylist(rows, tables.STEPS) if self._group.leads else None)
+            if not self._collections and self._split is not None:
+                self._begin(self._split)
+            collections, self._collections = list(self._collections.values()), {}
+            for number, collection in enumerate(collections, start=1):
+                collection.finish(steps=self._take_rows() if number == len(collections) else None)
+
+    def settle(self) -> None:
+        """Makes the steps so far part of the store, unless the last one waits for its update: then, the next time."""
+        if self._updates is None or not self._updates.waiting:
+            self.commit()
+
+    def close(self) -> None:
+        """Commits, and stops listening to the optimizer."""
+        try:
+            self.commit()
+        finally:
+            if self._updates is not None:
+                self._updates.stop()
 
     def abandon(self) -> None:
         """Drops the steps that are not committed, with a warning: for a rank whose others may be elsewhere."""
-        if self._collection is not None:
-            collection, self._collection, self._rows = self._collection, None, []
-            collection.abort()
+        if self._collections:
+            collections, self._collections = self._collections, {}
+            for collection in collections.values():
+                collection.abort()
             warnings.warn(
                 f"The last recorded steps, up to step {self._steps}, are not in the store: an error on one rank alone "
                 "leaves only what all of them had committed.",
                 stacklevel=3,
             )
+        if self._updates is not None:
+            self._updates.stop()
+            self._updates = None
 
-    def _last_step(self) -> int:
+    @property
+    def _has_updates_left(self) -> bool:
+        return self._updates is not None and any(row["update"] is not None for row in self._updates.rows)
+
+    def _take_rows(self) -> Any:
+        """The rows of ``steps``, on the rank that writes them."""
+        assert self._updates is not None
+        rows, groups = self._updates.take(), self._updates.groups
+        if not self._group.leads:
+            return None
+        return pa.Table.from_pylist(rows, tables.STEPS).replace_schema_metadata(
+            {tables.PARAMETER_GROUPS: json.dumps(groups)}
+        )
+
+    def _watching(self, optimizer: torch.optim.Optimizer) -> Updates:
+        if self._updates is None:
+            self._steps, made = self._continued()
+            self._updates = Updates(self._parameters, made)
+        self._updates.watch(optimizer)
+        return self._updates
+
+    def _continued(self) -> tuple[int, int]:
+        """The last step and the number of updates in the store, 0 where there are none."""
         if not any(each.steps for each in self._writer.manifest.collections):
-            return 0
+            return 0, 0
         with closing(Store.open(self._writer.path)) as store:
-            return int(np.max(tables.steps(store).column("step").to_numpy()))
+            steps = tables.steps(store)
+        step, updates, update = (pc.max(steps.column(name)).as_py() or 0 for name in ("step", "updates", "update"))
+        return step, max(updates, update)
+
+    def _begin(self, split: str) -> CollectionWriter:
+        if not self._collections:
+            self._writer.define(self._model, self._layers, self._dtype, self._losses)
+            self._since = time.monotonic()
+        if split not in self._collections:
+            self._collections[split] = self._writer.collection(split, None)
+        self._split = split
+        return self._collections[split]
 
     def _append(self, ids: np.ndarray, split: str, blocks: Mapping[str, Block], scale: Tensor) -> None:
-        if split != self._split:
-            self.commit()
-        if self._collection is None:
-            self._writer.define(self._model, self._layers, self._dtype, self._losses)
-            self._collection = self._writer.collection(split, None)
-            self._split, self._since = split, time.monotonic()
         number = self.steps + 1
-        self._collection.append(ids, blocks, None, step=number, scale=scale)
+        self._begin(split).append(ids, blocks, None, step=number, scale=scale)
         self._steps = number
 
-    def _is_due(self, blocks: Mapping[str, Block]) -> bool:
+    def _is_due_after(self, blocks: Mapping[str, Block]) -> bool:
         """Whether to commit once these are appended."""
-        waiting = sum(map(size, blocks.values()))
-        if self._collection is None:
-            return waiting > COMMIT_BYTES
-        return self._collection.bytes + waiting > COMMIT_BYTES or time.monotonic() - self._since > COMMIT_SECONDS
+        waiting = sum(map(size, blocks.values())) + sum(each.bytes for each in self._collections.values())
+        late = bool(self._collections) and time.monotonic() - self._since > COMMIT_SECONDS
+        return waiting > COMMIT_BYTES or late
 
     def _blocks(self, watched: WatchedStep) -> dict[str, Block]:
         """Each layer's block, of the loss that was differentiated, from a pass that is over."""
@@ -188,6 +272,24 @@ class Trajectory:
             assert alignments is not None
             self._alignments[watched.signature] = alignments
         return make_blocks(self._layers, uses, {}, watched.samples)
+
+
+def _together(shares: Sequence[tuple[int, int, int]], reduction: Reduction) -> dict[str, Any]:
+    """What ``steps`` says of a pass, over all ranks, of whose gradients the update's is the mean."""
+    sizes = [size for size, _, _ in shares]
+    factors = {factor for _, factor, _ in shares}
+    common = float(np.int64(factors.pop()).view(np.float64)) if len(factors) == 1 else math.nan
+    return {
+        "batch_size": sum(sizes),
+        "reduction": _name(reduction, sizes),
+        "sample_factor": None if math.isnan(common) else common / len(shares),
+    }
+
+
+def _common(factors: Tensor) -> int:
+    """The bits of the factor that all samples have, as an integer, which ranks can tell each other; NaN's if none."""
+    alike = len(factors) and bool((factors == factors[0]).all())
+    return int(np.float64(factors[0] if alike else math.nan).view(np.int64))
 
 
 def _name(reduction: Reduction, sizes: Sequence[int]) -> str:
