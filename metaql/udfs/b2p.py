@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from metaql.udfs.operators import Operator
+from metaql.udfs.operators import Operator, both_sides
 
 B2P = Operator(
     "b2p",
     ("query_id", "influence"),
     "SELECT query.sample_id AS query_id, avg(inner_product({train_gradient}, query.gradient)) AS influence"
     " FROM {train} AS train, {query} AS query GROUP BY query.sample_id",
+    both_sides,
 )

@@ -1,4 +1,4 @@
-"""What the short forms ``p2p``, ``p2b``, ``b2p`` and ``b2b`` share: from a call's arguments to the SQL it stands for.
+"""What the short forms (``p2p``, ``p2b``, …, ``hydra``) share: from a call's arguments to the SQL it stands for.
 
 DuckDB has no table functions in Python. ``query(text)`` runs a text that it evaluates when a query is bound, so a
 scalar function that returns SQL acts as one, and the macro in front of it (``relations.py``) gives its arguments
@@ -8,6 +8,7 @@ names and defaults.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,20 +29,6 @@ _NAME = re.compile(rf"\s*{_PART}(?:\.{_PART})*\s*")
 
 
 @dataclass(frozen=True)
-class Operator:
-    """A short form: its name, its columns, and the SQL it stands for.
-
-    The sides of that SQL are called after the arguments, so that DuckDB's errors make sense to the caller, and it
-    restricts one gradient of the two to the layers asked for, ``{query_gradient}`` or ``{train_gradient}``: that
-    of the side that is averaged first.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    sql: str
-
-
-@dataclass(frozen=True)
 class Call:
     """The arguments of a short form, in their order; SQL may give NULL for any."""
 
@@ -51,27 +38,67 @@ class Call:
     checkpoint: int | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A call of the short form ``name``, and where it stands.
+
+    ``relations`` are the names that mean relations of the store's schema whatever else there is of that name; all
+    others mean what they mean where the call stands.
+    """
+
+    name: str
+    call: Call
+    source: StoreSource
+    relations: tuple[str, ...]
+
+    def where(self, side: str) -> str:
+        """How errors name an argument, ``train`` or ``query``."""
+        text = getattr(self.call, side)
+        return f"{self.name}({side} := {'NULL' if text is None else literal(text)})"
+
+    def side(self, side: str) -> str:
+        """What stands in FROM for an argument: a relation as it is, or a split at the call's checkpoint."""
+        return _side(self.where(side), getattr(self.call, side), self.call.checkpoint, self.source, self.relations)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A short form: its name, its columns, and the SQL it stands for.
+
+    The sides of that SQL are called after the arguments, so that DuckDB's errors make sense to the caller, and it
+    restricts one gradient of the two to the layers asked for, ``{query_gradient}`` or ``{train_gradient}``: that
+    of the side that is averaged first. ``fill`` gives what stands for each side, and what else is in braces.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    sql: str
+    fill: Callable[[Asked], dict[str, str]]
+
+
+SIDES = ("train", "query")
 # By the names of the arguments.
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Call)}
 
 
 def stands_for(operator: Operator, call: Call, source: StoreSource, relations: tuple[str, ...]) -> str:
-    """The SQL text that a call stands for.
+    """The SQL text that a call stands for, with ``relations`` as in ``Asked``.
 
-    ``relations`` are the names that mean relations of the store's schema whatever else there is of that name; all
-    others mean what they mean where the call stands. QueryError and UnknownNameError for arguments that can't be
-    meant so; whether relations have the columns is left to DuckDB, which sees what the caller sees.
+    QueryError and UnknownNameError for arguments that can't be meant so; whether relations have the columns is left to
+    DuckDB, which sees what the caller sees.
     """
     if call.layers is None:
         raise QueryError(f"{operator.name}(layers := NULL): give a layer pattern, or '*' for all layers")
     if call.layers != "*":
         source.space.select(call.layers)
-    sides = {}
-    for side, text in (("train", call.train), ("query", call.query)):
-        where = f"{operator.name}({side} := {'NULL' if text is None else literal(text)})"
-        sides[side] = _side(where, text, call.checkpoint, source, relations)
-    gradients = {f"{side}_gradient": _restricted(f"{side}.gradient", call.layers) for side in sides}
-    return operator.sql.format(**sides, **gradients)
+    filled = operator.fill(Asked(operator.name, call, source, relations))
+    gradients = {f"{side}_gradient": _restricted(f"{side}.gradient", call.layers) for side in SIDES}
+    return operator.sql.format(**filled, **gradients)
+
+
+def both_sides(asked: Asked) -> dict[str, str]:
+    """``train`` and ``query``, as they are asked for."""
+    return {side: asked.side(side) for side in SIDES}
 
 
 def returns_sql(operator: Operator, session: Session) -> Function:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from metaql.udfs.operators import Operator
+from metaql.udfs.operators import Operator, both_sides
 
 P2B = Operator(
     "p2b",
     ("sample_id", "influence"),
     "SELECT train.sample_id, avg(inner_product(train.gradient, {query_gradient})) AS influence"
     " FROM {train} AS train, {query} AS query GROUP BY train.sample_id",
+    both_sides,
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from metaql.udfs.operators import Operator
+from metaql.udfs.operators import Operator, both_sides
 
 P2P = Operator(
     "p2p",
     ("sample_id", "query_id", "influence"),
     "SELECT train.sample_id, query.sample_id AS query_id,"
     " inner_product(train.gradient, {query_gradient}) AS influence FROM {train} AS train, {query} AS query",
+    both_sides,
 )

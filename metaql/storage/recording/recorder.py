@@ -108,6 +108,12 @@ class Recorder:
         step = known.pop("step", self._trajectory.steps or None)
         if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
             raise RecordingError(f"step is the number of the training step, an integer, not {step!r}.")
+        if self._trajectory.steps:
+            if "updates" in settings:
+                raise RecordingError(
+                    "The number of the optimizer's updates is kept as the setting 'updates'; give yours another name."
+                )
+            known["updates"] = self._trajectory.updates
         for name, value in known.items():
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise RecordingError(f"The setting {name}={value} does not fit into 64 bits. Pass it as a string.")

@@ -107,6 +107,11 @@ class Trajectory:
             self._steps, _ = self._continued()
         return self._steps
 
+    @property
+    def updates(self) -> int:
+        """How many updates of the optimizer there were so far, from the first step recorded on."""
+        return self._continued()[1] if self._updates is None else self._updates.made
+
     @contextmanager
     def step(
         self, ids: Any, optimizer: torch.optim.Optimizer, split: str, reduction: Reduction, chosen: Chosen, mixing: bool
