@@ -13,6 +13,7 @@ from metaql.storage import tables
 from metaql.storage.store import Store
 from metaql.storage.tables import RELATIONS
 from metaql.udfs.embedding import EMBEDDING, LOGITS, SHAPE
+from metaql.udfs.hydra_weights import HYDRA_WEIGHTS
 from metaql.udfs.operators import DEFAULTS
 from metaql.udfs.precondition import DEFINITION as PRECONDITION
 from metaql.udfs.quoting import literal, quoted
@@ -29,7 +30,7 @@ def create_relations(connection: duckdb.DuckDBPyConnection, store: Store, databa
     """
     connection.execute(f"ATTACH ':memory:' AS {quoted(database)}")
     try:
-        return _create(connection, store, quoted(database))
+        return _create(connection, store, database)
     except BaseException:
         connection.execute(f"DETACH {quoted(database)}")
         raise
@@ -72,18 +73,24 @@ def _taken(connection: duckdb.DuckDBPyConnection) -> set[str]:
     return {name.lower() for (name,) in names}
 
 
-def _create(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> list[str]:
+def _create(connection: duckdb.DuckDBPyConnection, store: Store, name: str) -> list[str]:
     """Tables keep the rows' numbers; views make gradients of them, whose other parts are constants."""
+    database = quoted(name)
     connection.execute(f"CREATE SCHEMA {database}.stored")
-    for name in ("samples", "checkpoints", "steps", "layers", "curvature"):
-        _table(connection, f"{database}.main.{name}", getattr(tables, name)(store))
+    for relation in ("samples", "checkpoints", "steps", "layers", "curvature"):
+        _table(connection, f"{database}.main.{relation}", getattr(tables, relation)(store))
     _table(connection, f"{database}.stored.rows", tables.rows(store))
-    for name, values in (("gradients", _gradient(store, "row")), ("outputs", _outputs(store))):
+    for relation, values in (("gradients", _gradient(store, "row")), ("outputs", _outputs(store))):
         connection.execute(
-            f"CREATE VIEW {database}.main.{name} AS SELECT sample_id, split, checkpoint, step, {values}"
+            f"CREATE VIEW {database}.main.{relation} AS SELECT sample_id, split, checkpoint, step, {values}"
             f" FROM {database}.stored.rows"
         )
     _create_embeddings(connection, store, database)
+    connection.execute(
+        f"CREATE VIEW {database}.main.hydra_weights AS"
+        f" SELECT unnest({HYDRA_WEIGHTS}({literal(name)}, checkpoint), recursive := true)"
+        f" FROM (SELECT max(checkpoint) AS checkpoint FROM {database}.main.checkpoints)"
+    )
     newest, named = _newest_checkpoints(store), _named_splits(store)
     for split, checkpoint in named.items():
         _create_split(connection, store, database, split, checkpoint)

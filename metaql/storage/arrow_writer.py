@@ -92,7 +92,7 @@ class _ChecksumFile(io.RawIOBase):
 def write_table(path: Path, table: Any, rows_per_batch: int = 1 << 16) -> DataFile:
     """Writes a whole table as a file of its own and brings it to the disk."""
     # A file may hold one dictionary for a column, so chunks with their own are brought to one.
-    table = table.replace_schema_metadata(None).unify_dictionaries()
+    table = table.unify_dictionaries()
     writer = ArrowWriter(path, table.schema)
     try:
         for batch in table.to_batches(max_chunksize=rows_per_batch):

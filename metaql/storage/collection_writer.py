@@ -19,7 +19,7 @@ from metaql.storage.durable import writing
 from metaql.storage.forms import prefix_width, suffix_width
 from metaql.storage.input_writer import InputWriter
 from metaql.storage.layer_writer import LayerWriter
-from metaql.storage.manifest import Collection, Inputs, Segment
+from metaql.storage.manifest import Collection, DataFile, Inputs, Segment
 from metaql.storage.row_writer import RowWriter, row_batch
 from metaql.storage.schema import FULL, Layer, stored_parts
 from metaql.storage.staging import BufferPool, Staged, release
@@ -269,13 +269,17 @@ class CollectionWriter:
             first_row=0,
             rows=self.rows,
             row_file=self._row_writer.close(),
-            metadata=None if metadata is None else write_table(self._folder / "metadata.arrow", metadata),
+            metadata=None if metadata is None else self._write_metadata(metadata),
             steps=None if steps is None else write_table(self._folder / "steps.arrow", steps),
             inputs=self._input_writer.close() if self._input_writer else input_form and Inputs(None, *input_form),
             segments=self._close_layers(),
             logits=logits,
             embeddings=embeddings,
         )
+
+    def _write_metadata(self, table: Any) -> DataFile:
+        # What pandas notes in a schema is of no use here, and may be anything.
+        return write_table(self._folder / "metadata.arrow", table.replace_schema_metadata(None))
 
     def _close_layers(self) -> tuple[Segment, ...]:
         # The disk takes many files that are synced at once in about the time of one.

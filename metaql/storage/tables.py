@@ -21,7 +21,17 @@ from metaql.storage.schema import FULL, Layer, parts, stored_parts
 from metaql.storage.store import Store
 
 # The names that every store has in SQL; a split can't have one of them.
-RELATIONS = ("samples", "checkpoints", "steps", "layers", "curvature", "gradients", "outputs", "embeddings")
+RELATIONS = (
+    "samples",
+    "checkpoints",
+    "steps",
+    "layers",
+    "curvature",
+    "gradients",
+    "outputs",
+    "embeddings",
+    "hydra_weights",
+)
 _KEYS = pa.schema([("row", pa.int64()), ("sample_id", pa.int64()), ("split", pa.string())])
 _MOMENT = pa.schema([("checkpoint", pa.int64()), ("step", pa.int64())])
 _OUTPUTS = pa.schema([ROW_SCHEMA.field(name).with_nullable(True) for name in ("loss", "prediction", "confidence")])

@@ -1,8 +1,8 @@
 """The vector space of a store's gradients, and its parts named by patterns over parameter names.
 
 A pattern is a shell glob (``*``, ``?``, ``[abc]``) that matches a parameter's whole name, ``fc1.weight``; the
-name of a module that holds it, ``fc1``, stands for all its parameters. Patterns joined by `` & `` select what
-all of them select.
+name of a module that holds it, ``fc1``, stands for all its parameters. Patterns joined by `` | `` select what any
+of them selects, and those joined by `` & `` what all of them select; `` | `` binds more tightly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from metaql.errors import QueryError, UnknownNameError
 from metaql.storage.schema import Layer
 
-AND = " & "
+AND, OR = " & ", " | "
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Space:
     def select(self, pattern: str) -> tuple[Chosen, ...]:
         """What the pattern selects, layer by layer; ``''`` selects everything.
 
-        Raises UnknownNameError when one of the joined patterns matches no parameter.
+        Raises UnknownNameError when one of the globs matches no parameter.
         """
         if pattern not in self._selections:
             self._selections[pattern] = self._select(pattern)
@@ -96,7 +96,7 @@ class Space:
 
     def _select(self, pattern: str) -> tuple[Chosen, ...]:
         globs = pattern.split(AND) if pattern else []
-        for glob in globs:
+        for glob in (one for each in globs for one in each.split(OR)):
             if not any(matches(glob, name) for name in self._home):
                 raise UnknownNameError(self._unknown(glob))
         chosen = []
@@ -151,10 +151,11 @@ class Space:
             )
 
 
-def matches(glob: str, name: str) -> bool:
-    """Whether the glob matches a parameter's name, or that of a module that holds it."""
+def matches(globs: str, name: str) -> bool:
+    """Whether one of the globs, joined by ``|``, matches a parameter's name, or that of a module that holds it."""
     parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:count]), glob) for count in range(len(parts), 0, -1))
+    names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return any(fnmatchcase(each, glob) for glob in globs.split(OR) for each in names)
 
 
 def _globs(pattern: str) -> list[str]:

@@ -23,6 +23,9 @@ from metaql.udfs.cosine_similarity import cosine_similarity
 from metaql.udfs.embedding import embedding, logits, shape
 from metaql.udfs.function import Function
 from metaql.udfs.gradient import gradient
+from metaql.udfs.hydra import HYDRA
+from metaql.udfs.hydra_weights import hydra_weights
+from metaql.udfs.in_run import IN_RUN
 from metaql.udfs.inner_product import inner_product
 from metaql.udfs.layers import layers
 from metaql.udfs.members import members
@@ -36,8 +39,9 @@ from metaql.udfs.scan import scan
 from metaql.udfs.score import score
 from metaql.udfs.scores import scores
 from metaql.udfs.session import Session, find
+from metaql.udfs.tracin import TRACIN
 
-OPERATORS = (P2P, P2B, B2P, B2B)
+OPERATORS = (P2P, P2B, B2P, B2B, HYDRA, TRACIN, IN_RUN)
 FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     inner_product,
     score,
@@ -57,6 +61,7 @@ FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     logits,
     shape,
     embedding,
+    hydra_weights,
 )
 # Tells a second load which session the instance's functions belong to.
 _SESSION = "metaql_session"

@@ -97,7 +97,7 @@ class Recorder:
         """
         self._require_open()
         with self._group.together("checkpoint"):
-            self._trajectory.settle()
+            self._trajectory.commit()
             self._share_buffers()
             return self._save(optimizer, settings)
 
@@ -228,8 +228,7 @@ class Recorder:
         of the samples' own: ``"mean"``, ``"sum"``, or a tensor [n] of each sample's factor in it: class weights,
         positions that are ignored, or a loss divided for gradient accumulation need the tensor, for nothing here can
         see them. The gradients are recorded as the backward pass sees them, batch norm, dropout and losses that
-        compare samples included. They are committed now and then, by ``checkpoint`` (after the update that they are
-        for) and by ``close``.
+        compare samples included. They are committed now and then, by ``checkpoint`` and by ``close``.
 
         ``every=10`` records the passes of one update of the optimizer in ten, and ``keep``, a set or a range of ids,
         those samples alone. What is left out counts as nothing in ``hydra``.

@@ -176,13 +176,8 @@ class Trajectory:
             if not self._collections and self._split is not None:
                 self._begin(self._split)
             collections, self._collections = list(self._collections.values()), {}
-            for number, collection in enumerate(collections, start=1):
-                collection.finish(steps=self._take_rows() if number == len(collections) else None)
-
-    def settle(self) -> None:
-        """Makes the steps so far part of the store, unless the last one waits for its update: then, the next time."""
-        if self._updates is None or not self._updates.waiting:
-            self.commit()
+            for number, collection in enumerate(collections):
+                collection.finish(steps=self._take_rows() if number == 0 else None)
 
     def close(self) -> None:
         """Commits, and stops listening to the optimizer."""

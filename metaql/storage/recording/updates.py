@@ -38,11 +38,6 @@ class Updates:
         self._settings: list[Row] = []
         self._factor: float | None = None
 
-    @property
-    def waiting(self) -> bool:
-        """Whether the gradients of a pass still wait for an update."""
-        return bool(self._waiting)
-
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Listens to the optimizer from now on, and to no other."""
         plain = plain_optimizer(optimizer)
@@ -66,7 +61,7 @@ class Updates:
         """Within it a backward pass may run: if it begins with no gradients, those before it came to nothing."""
         handles: list[Any] = []
         if self._waiting:
-            handles = [each.register_hook(self._note_beginning(each, handles)) for each in self._parameters.values()]
+            handles += [each.register_hook(self._note_beginning(each, handles)) for each in self._parameters.values()]
         try:
             yield
         finally:
@@ -144,9 +139,11 @@ class Updates:
 
 def _shown(parameters: Iterable[nn.Parameter]) -> Tensor | None:
     """Some numbers of the gradients as they are now, float64 on the CPU."""
-    gradients = (each.grad for each in parameters if each.grad is not None)
-    parts = [(each._values() if each.is_sparse else each).detach().flatten()[:_SHOWN] for each in gradients]
-    return torch.cat([each.double().cpu() for each in parts]) if parts else None
+    gradients = (each.grad.detach() for each in parameters if each.grad is not None)
+    parts = [(each._values() if each.is_sparse else each).flatten()[:_SHOWN] for each in gradients]
+    # Of one device and type, as nearly all are, they are brought over at once.
+    alike = len({(each.device, each.dtype) for each in parts}) == 1
+    return torch.cat(parts if alike else [each.double().cpu() for each in parts]).double().cpu() if parts else None
 
 
 def _ratio(before: Tensor, after: Tensor | None) -> float | None:

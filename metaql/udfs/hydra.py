@@ -1,0 +1,31 @@
+"""``hydra(train, query, layers, checkpoint)``: what each training sample's steps did to the query samples' loss."""
+
+from __future__ import annotations
+
+from metaql.udfs.hydra_weights import HYDRA_WEIGHTS
+from metaql.udfs.operators import Asked, Operator
+from metaql.udfs.quoting import literal
+from metaql.udfs.trajectories import newest_checkpoint, query_in_group, schema, steps_of
+
+
+def _sides(asked: Asked) -> dict[str, str]:
+    weights = (
+        f"(SELECT unnest({HYDRA_WEIGHTS}({literal(asked.source.name)}, checkpoint), recursive := true)"
+        f" FROM {schema(asked)}.checkpoints WHERE checkpoint = {newest_checkpoint(asked, 'query')})"
+    )
+    return {
+        "train": steps_of(asked, "train"),
+        "query": asked.side("query"),
+        "weights": weights,
+        "mean": query_in_group(asked, "query.mean", "weights.parameters"),
+    }
+
+
+HYDRA = Operator(
+    "hydra",
+    ("sample_id", "influence"),
+    "SELECT train.sample_id, sum(weights.weight * inner_product(train.gradient, {mean})) AS influence"
+    " FROM {train} AS train JOIN {weights} AS weights USING (step),"
+    " (SELECT avg({query_gradient}) AS mean FROM {query} AS query) AS query GROUP BY train.sample_id",
+    _sides,
+)

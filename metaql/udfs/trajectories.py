@@ -1,0 +1,71 @@
+"""The sides of short forms that follow a training run: recorded steps, and gradients at every checkpoint."""
+
+from __future__ import annotations
+
+from metaql.errors import QueryError
+from metaql.storage.manifest import Collection
+from metaql.udfs.hydra_weights import group_patterns
+from metaql.udfs.operators import Asked
+from metaql.udfs.quoting import literal, quoted
+
+
+def schema(asked: Asked) -> str:
+    """Where the store's relations are."""
+    return f"{quoted(asked.source.name)}.main"
+
+
+def steps_of(asked: Asked, side: str) -> str:
+    """The recorded steps of the split that an argument names: ``sample_id``, ``step``, ``gradient``."""
+    split = _split(asked, side, [each for each in _collections(asked) if each.checkpoint is None], "steps")
+    return (
+        f"(SELECT sample_id, step, gradient FROM {schema(asked)}.gradients"
+        f" WHERE split = {literal(split)} AND step IS NOT NULL)"
+    )
+
+
+def checkpoints_of(asked: Asked, side: str) -> str:
+    """The split's gradients at all checkpoints or the one asked for: ``sample_id``, ``checkpoint``, ``gradient``."""
+    recorded = [each for each in _collections(asked) if each.checkpoint is not None]
+    split = _split(asked, side, recorded, "gradients at checkpoints")
+    only = "" if asked.call.checkpoint is None else f" AND checkpoint = {asked.call.checkpoint}"
+    return (
+        f"(SELECT sample_id, checkpoint, gradient FROM {schema(asked)}.gradients"
+        f" WHERE split = {literal(split)} AND checkpoint IS NOT NULL{only})"
+    )
+
+
+def newest_checkpoint(asked: Asked, side: str) -> int:
+    """The checkpoint that the argument means: the one asked for, the newest of the split, or the newest of all."""
+    if asked.call.checkpoint is not None:
+        return asked.call.checkpoint
+    text = getattr(asked.call, side) or ""
+    recorded = [(each.split, each.checkpoint) for each in _collections(asked) if each.checkpoint is not None]
+    own = [number for split, number in recorded if split.lower() == text.lower()]
+    if not recorded:
+        raise QueryError(
+            f"{asked.name}(…): no gradients were collected at a checkpoint. Call recorder.checkpoint(optimizer) after "
+            f"the steps and recorder.collect({text or 'validation'!r}) there"
+        )
+    return max(own or [number for _, number in recorded])
+
+
+def query_in_group(asked: Asked, gradient: str, parameters: str) -> str:
+    """The query side of a term, as SQL: restricted to a parameter group where there are several."""
+    several = len(group_patterns(asked.source.store)) > 1
+    return f"layers({gradient}, {parameters})" if several else gradient
+
+
+def _collections(asked: Asked) -> tuple[Collection, ...]:
+    return asked.source.store.manifest.collections
+
+
+def _split(asked: Asked, side: str, recorded: list[Collection], what: str) -> str:
+    """The split's name as the store has it."""
+    text = getattr(asked.call, side)
+    names = dict.fromkeys(each.split for each in recorded)
+    for name in names:
+        if text is not None and name.lower() == text.lower():
+            return name
+    there = f"recorded are those of {', '.join(names)}" if names else "none were recorded"
+    how = "recorder.step(…, split=…) records steps" if what == "steps" else "recorder.collect records them"
+    raise QueryError(f"{asked.where(side)}: give the name of a split with {what}; {there}. {how}")
