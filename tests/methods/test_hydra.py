@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,32 @@ def test_what_every_and_keep_may_be(options: dict[str, Any], tmp_path: Path) -> 
         pytest.raises(RecordingError, match=r"from 1 on|Pass a set"),
     ):
         recorder.step(torch.arange(4), sgd(model), **options)
+
+
+def test_the_pages_sql_runs_and_the_short_form_is_what_it_says(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    statements = [one for block in re.findall(r"```sql\n(.*?)```", text, re.DOTALL) for one in block.split(";")]
+    model = network()
+    inputs, targets = data()
+    optimizer = sgd(model)
+    with metaql.Recorder(model, tmp_path / "store") as recorder:
+        for step in range(2):
+            one_step(recorder, model, optimizer, torch.arange(SAMPLES, SAMPLES + 3), split="validation")
+            optimizer.zero_grad()
+            one_step(recorder, model, optimizer, torch.arange(4) + step)
+            optimizer.step()
+            optimizer.zero_grad()
+            recorder.checkpoint(optimizer)
+            train = [(torch.arange(SAMPLES), (inputs[:SAMPLES], targets[:SAMPLES]))]
+            recorder.collect(train, "train", logits=True)
+            recorder.collect([(torch.arange(3), (inputs[SAMPLES:], targets[SAMPLES:]))], "validation")
+    with metaql.connect(tmp_path / "store") as db:
+        answers = [db.sql(one).fetchall() for one in statements if one.strip()]
+        assert all(answers)
+        plain = dict(answers[1])
+        assert answers[0] == [(each, pytest.approx(plain[each])) for each in sorted(plain, key=lambda one: plain[one])]
+        for name in ("hydra", "tracin", "in_run"):
+            assert db.sql(f"FROM {name}()").columns == ["sample_id", "influence"]
 
 
 def test_steps_without_an_update_are_an_error() -> None:

@@ -1,7 +1,7 @@
 """Recording along the training, against the loop over samples at the weights of each step."""
 
 import copy
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 import numpy as np
 import pytest
@@ -394,3 +394,25 @@ def test_rows_that_buffers_move_are_found_once(tmp_path, monkeypatch):
             with recorder.step(range(5), optimizer):
                 F.cross_entropy(model(torch.randn(5, 6).double()), torch.randint(0, 3, (5,))).backward()
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("first", ["step", "collect"])
+def test_a_checkpoint_and_steps_share_their_layers_whatever_their_first_batches_show(first, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 3))
+    dead = torch.zeros(4, 1, 8, 8), torch.arange(4) % 3
+    alive = torch.randn(4, 1, 8, 8), torch.arange(4) % 3
+    with torch.no_grad():
+        model[0].bias.fill_(-0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with metaql.Recorder(model, tmp_path / "store") as recorder:
+        for way in ("step", "collect") if first == "step" else ("collect", "step"):
+            inputs, targets = dead if way == first else alive
+            if way == "step":
+                with recorder.step(range(4), optimizer):
+                    F.cross_entropy(model(inputs), targets).backward()
+            recorder.checkpoint()
+            if way == "collect":
+                recorder.collect([(range(4), (inputs, targets))], "validation")
+    with closing(Store.open(tmp_path / "store")) as store:
+        assert len(store.manifest.collections) == 2

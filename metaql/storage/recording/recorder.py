@@ -145,6 +145,8 @@ class Recorder:
         self._require_open()
         with self._group.together("collect"):
             self._follow_parameters()
+            # Steps may have settled the layers since this recorder was made.
+            self._gradients.layers = self._gradients.layers or self._writer.manifest.layers or None
             checkpoint = self._checkpoint_of_these_weights()
             require_repeatable(self._model)
             require_split(split, self._writer.manifest)
@@ -200,6 +202,8 @@ class Recorder:
         require_known(method, labels, self._losses)
         with self._group.together("curvature"):
             self._follow_parameters()
+            # Steps may have settled the layers since this recorder was made.
+            self._gradients.layers = self._gradients.layers or self._writer.manifest.layers or None
             checkpoint = self._checkpoint_of_these_weights()
             require_repeatable(self._model)
             layers = self._writer.manifest.layers

@@ -255,6 +255,7 @@ class Trajectory:
     def _blocks(self, watched: WatchedStep) -> dict[str, Block]:
         """Each layer's block, of the loss that was differentiated, from a pass that is over."""
         require_captured(watched)
+        self._layers = self._layers or self._writer.manifest.layers
         is_new = watched.rows.by_data or watched.signature not in self._alignments
         if is_new:
             require_finite_pass(watched)
