@@ -18,6 +18,7 @@ PAIRS = """
 SELECT t.sample_id, v.sample_id AS query_id, inner_product(t.gradient, v.gradient) AS score
 FROM train t, "query{}" v
 """
+PRECONDITIONED = PAIRS.replace("v.gradient", "precondition(v.gradient, 'ekfac')")
 BEST = " QUALIFY row_number() OVER (PARTITION BY v.sample_id ORDER BY score DESC) <= 10"
 
 
@@ -78,11 +79,34 @@ def recorded(case: Case, folder: Path, query: str) -> Ask:
     return lambda number: _scores(case, database, number, query)
 
 
+def influence(case: Case, folder: Path) -> Ask:
+    """All query samples were recorded with the training samples, and curvature gathered over the latter."""
+    with _recorder(case, folder, ALL) as recorder:
+        recorder.curvature(_numbered(case.train))
+        for number, samples in enumerate(case.queries):
+            recorder.collect(_numbered(samples), f"query{number}")
+    database = _connected(folder)
+    return lambda number: _scores(case, database, number, PRECONDITIONED)
+
+
 _IMPORTS = ("metaql", "metaql.connection", "metaql.storage.recording.recorder")
 
 
-def _way(name: str, start: Any, settings: str, covers: str = ALL, ten_best: bool = False) -> Way:
-    return Way(name, "metaql", start, _IMPORTS, settings, covers, recomputes=False, ours=True, ten_best=ten_best)
+def _way(
+    name: str, start: Any, settings: str, covers: str = ALL, ten_best: bool = False, approximates: bool = False
+) -> Way:
+    return Way(
+        name,
+        "metaql",
+        start,
+        _IMPORTS,
+        settings,
+        covers,
+        exact=not approximates,
+        recomputes=False,
+        ours=True,
+        ten_best=ten_best,
+    )
 
 
 RECORDED, NEW, NEW_LAST = "MetaQL, recorded already", "MetaQL, new query samples", "MetaQL, last layer, new samples"
@@ -100,6 +124,12 @@ WAYS = [
         partial(recorded, query=PAIRS + BEST),
         "as recorded already; asks for the ten best training samples of each query sample",
         ten_best=True,
+    ),
+    _way(
+        "MetaQL, EK-FAC",
+        influence,
+        f"batches of {BATCH}, labels drawn from the model; cold records both sets of query samples",
+        approximates=True,
     ),
     _way(NEW_LAST, partial(newcomers, covers=LAST), "as new query samples, with layers= the last one", LAST),
 ]

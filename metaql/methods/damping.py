@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metaql.errors import QueryError
 
-# Of a layer's mean eigenvalue: the rule of Grosse et al. 2023, and what kronfluence does by default.
+# Of a layer's mean eigenvalue: the rule of Grosse et al. 2023, and of kronfluence where it is given None.
 SHARE = 0.1
 
 

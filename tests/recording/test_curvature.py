@@ -90,20 +90,31 @@ def test_curvature_of_recorded_labels(collected, network, pictures, method, want
         torch.testing.assert_close(curvature.precondition(vector), expected, rtol=1e-6, atol=1e-9)
 
 
+def drawn(network, pictures, seed):
+    """The pictures with targets as the recorder draws them, in batches of 16."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = zip(*(each.split(16) for each in pictures), strict=True)
+    targets = torch.cat([with_sampled_labels(network, batch, generator)[1] for batch in batches])
+    assert targets.tolist() != pictures[1].tolist()
+    return pictures[0], targets
+
+
 def test_sampled_labels_are_drawn_from_the_model(collected, network, pictures):
     recorder, data = collected
     recorder.curvature(data, batch_size=16)
-    got = fitted(recorder._writer.path, "ekfac")
-    generator = torch.Generator().manual_seed(0)
-    drawn = [with_sampled_labels(network, (x, y), generator) for x, y in zip(*(each.split(16) for each in pictures),
-                                                                             strict=True)]  # fmt: skip
-    targets = torch.cat([each[1] for each in drawn])
-    assert targets.tolist() != pictures[1].tolist()
-    recorder.curvature(TensorDataset(pictures[0], targets), labels="recorded", batch_size=16)
-    for name, expected in fitted(recorder._writer.path, "ekfac").items():
-        torch.testing.assert_close(got[name].eigenvalues, expected.eigenvalues)
-    (saved,) = Store.open(recorder._writer.path).manifest.curvatures
-    assert (saved.labels, saved.samples, saved.checkpoint, saved.method) == ("recorded", 40, 1, "ekfac")
+    got, moments = (fitted(recorder._writer.path, method) for method in ("ekfac", "kfac"))
+    first, second = drawn(network, pictures, 1), drawn(network, pictures, 2)
+    assert first[1].tolist() != second[1].tolist()
+    recorder.curvature(TensorDataset(*first), "kfac", labels="recorded", batch_size=16)
+    for name, expected in fitted(recorder._writer.path, "kfac").items():
+        torch.testing.assert_close(moments[name].eigenvalues, expected.eigenvalues)
+    gradients = by_loop(network, second, 40)
+    for name in ("conv", "hidden", "head"):
+        # The trace is the same in every basis.
+        squares = sum(gradients[f"{name}.{each}"].square().sum(1).mean() for each in ("weight", "bias"))
+        torch.testing.assert_close(got[name].eigenvalues.sum(), squares)
+    known = [(one.method, one.labels) for one in Store.open(recorder._writer.path).manifest.curvatures]
+    assert known == [("ekfac", "sampled"), ("kfac", "recorded")]
 
 
 def test_draws_follow_the_probabilities():

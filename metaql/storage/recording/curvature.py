@@ -74,6 +74,7 @@ class CurvatureGatherer:
         self._gradients = SampleGradients(losses, parameters, dtype, self._layers)
         self._dtype = torch.float64 if dtype == "float64" else torch.float32
         self._group = group
+        self._sweeps = 0
 
     def fit(self, data: Any, method: str, labels: str, batch_size: int) -> Fitted:
         """The curvature over data, which EK-FAC reads twice: for the bases, then for the eigenvalues in them."""
@@ -104,7 +105,9 @@ class CurvatureGatherer:
 
     def _sweep(self, data: Any, labels: str, batch_size: int, sums: dict[str, Sum], what: str) -> dict[str, Sum]:
         """Adds all data to the sums, of all ranks together."""
-        generator = torch.Generator().manual_seed(self._group.rank)
+        # Drawn anew each time: on the labels that the bases were fitted to, their noise would pass for curvature.
+        self._sweeps += 1
+        generator = torch.Generator().manual_seed(self._sweeps * self._group.size + self._group.rank)
         batches, total = identified(data, batch_size, self._group)
         hidden = None if self._group.leads else True
         with tqdm(total=total, desc=f"gather {what}", unit="sample", disable=hidden) as progress:
