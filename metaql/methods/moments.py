@@ -1,8 +1,8 @@
 """Second moments of a layer's positions, A = E[a aᵀ] of suffixes and S = E[b bᵀ] of prefixes, as batches come.
 
 A is the mean over positions, S the sum over a sample's positions, averaged over samples: then A ⊗ S is the layer's
-Fisher matrix where positions are independent of one another (Grosse and Martens 2016). A mean over positions in both, as
-others take, would leave K-FAC too small by their number, layer by layer; EK-FAC, with eigenvalues of its own, is the same.
+Fisher matrix where positions are independent of one another (Grosse and Martens 2016). A mean over positions
+in both, as others take, would leave K-FAC too small by their number, layer by layer; EK-FAC has eigenvalues of its own.
 
 Letters: n samples, s positions of a sample, p positions of all, g groups, i one group's input width (and one more for
 a bias), o one group's output width.
