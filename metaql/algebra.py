@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from sqlglot import exp
 
 from metaql.logical import Precondition, Scalar, Term, Vector
+from metaql.methods.solvers import LISSA
 from metaql.scope import Scope, Unsure, name_of
 from metaql.udfs.precondition import MACRO as PRECONDITION
 from metaql.udfs.score import SCORE
@@ -130,7 +131,8 @@ class _Expansion:
         if not (isinstance(method, exp.Literal) and method.is_string):
             return None
         same = not any(self._scope.reads(one) or one.find(exp.Query) for one in others)
-        return Precondition((method, *others)) if same else None
+        # Single batches of random data, one after another, do not commute.
+        return Precondition((method, *others), symmetric=method.name != LISSA) if same else None
 
     def _case(self, node: exp.Case) -> list[Term]:
         """CASE WHEN c THEN x END => (CASE WHEN c THEN 1 END)·x: both are NULL where c is not true."""

@@ -33,9 +33,10 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Precondition:
-    """A call of precondition(…): its ``arguments`` behind the gradient, which read no relation."""
+    """A call of precondition(…), which is linear: its ``arguments`` behind the gradient, which read no relation."""
 
     arguments: tuple[exp.Expr, ...] = field(repr=False)
+    symmetric: bool = True
 
 
 @dataclass(frozen=True)

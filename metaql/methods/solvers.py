@@ -18,6 +18,9 @@ CG, LISSA, ARNOLDI = "cg", "lissa", "arnoldi"
 TOLERANCE = 1e-6
 
 
+Eigenpairs = tuple[Tensor, Tensor]
+
+
 class Operator(Protocol):
     """A symmetric matrix that is known by its products."""
 
@@ -98,7 +101,7 @@ def lissa(
 
 def _largest(hessian: Operator, number: int, like: Tensor, generator: torch.Generator) -> float:
     """The largest magnitude of an eigenvalue of a batch's Hessian, by power iteration, and a bit more."""
-    direction = _random(like, generator)
+    direction = torch.randn(len(like), generator=generator, dtype=like.dtype)
     size = torch.zeros((), dtype=like.dtype)
     for _ in range(30):
         direction = hessian.times_batch(number, direction / direction.norm())
@@ -117,24 +120,31 @@ def _require_bounded(solution: Tensor, vector: Tensor, damping: float) -> None:
         )
 
 
-def arnoldi(
-    hessian: Operator, vector: Tensor, damping: float, steps: int = 200, rank: int = 100, seed: int = 0
-) -> Tensor:
-    """By the largest eigenvalues (Schioppa et al. 2022): Σ q ⟨q, v⟩ / (λ + damping) over ``rank`` eigenvectors q of H.
+def arnoldi(hessian: Operator, vector: Tensor, damping: float, largest: Eigenpairs | None = None) -> Tensor:
+    """By the largest eigenvalues (Schioppa et al. 2022): Σ q ⟨q, v⟩ / (λ + damping) over eigenvectors q of H.
 
-    They are those of H within the span of ``steps`` powers of H times a random vector. What of v lies outside is
+    ``largest`` are those of ``eigenpairs``, which serve for any vector. What of v lies outside of their span is
     dropped, and so are directions whose λ + damping is not positive.
     """
     require_positive(damping)
-    generator = torch.Generator().manual_seed(seed)
-    vectors = _krylov(hessian, _random(vector, generator), min(steps, len(vector)))
+    values, vectors = largest or eigenpairs(hessian, len(vector), vector.dtype)
+    weights = torch.where(values + damping > 0, 1 / (values + damping), torch.zeros_like(values))
+    found: Tensor = vectors.T @ (weights * (vectors @ vector))
+    return found
+
+
+def eigenpairs(
+    hessian: Operator, width: int, dtype: torch.dtype, steps: int = 200, rank: int = 100, seed: int = 0
+) -> Eigenpairs:
+    """H's ``rank`` largest eigenvalues [≤ rank] and their eigenvectors [≤ rank, width], near enough.
+
+    They are those within the span of ``steps`` powers of H times a random vector.
+    """
+    start = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    vectors = _krylov(hessian, start, min(steps, width))
     projected = vectors @ torch.stack([hessian.times(each) for each in vectors]).T
     values, turned = torch.linalg.eigh((projected + projected.T) / 2)
-    values, turned = values[-rank:], turned[:, -rank:]
-    weights = torch.where(values + damping > 0, 1 / (values + damping), torch.zeros_like(values))
-    eigenvectors = turned.T @ vectors
-    found: Tensor = eigenvectors.T @ (weights * (eigenvectors @ vector))
-    return found
+    return values[-rank:], turned[:, -rank:].T @ vectors
 
 
 def _krylov(hessian: Operator, start: Tensor, steps: int) -> Tensor:
@@ -150,7 +160,3 @@ def _krylov(hessian: Operator, start: Tensor, steps: int) -> Tensor:
             break
         vectors.append(following / following.norm())
     return torch.stack(vectors)
-
-
-def _random(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(len(like), generator=generator, dtype=like.dtype)

@@ -12,8 +12,9 @@ from metaql.logical import AVG, SUM, Aggregate, Block, Column, Gather, Precondit
 def precondition_sums(block: Block) -> Block | None:
     """Σ P v over Q => P Σ v over Q, and ⟨P t, Σ v⟩ => ⟨t, P Σ v⟩, for each gathered Q.
 
-    P, the inverse of a symmetric curvature, is linear and symmetric. A restriction to layers does not commute with it:
-    one of the sum, ⟨t, R P v⟩, is taken out as well if it is the same for all, and one of t leaves ⟨R P t, Σ v⟩ be.
+    P, the inverse of a symmetric curvature, is linear, and symmetric but for one way to compute it. A restriction to
+    layers does not commute with it: one of the sum, ⟨t, R P v⟩, is taken out as well if it is the same for all, and one
+    of t leaves ⟨R P t, Σ v⟩ be.
     """
     sums = {one.alias: _taken_out(one) for one in block.gathers()}
     aggregates = tuple(_moved(one, sums) for one in block.aggregates)
@@ -64,7 +65,7 @@ def _to_sum(term: Term, sums: dict[str, Gather]) -> Term:
     """⟨P t, Σ v⟩ => ⟨t, P Σ v⟩."""
     for own, other in (term.vectors, term.vectors[::-1]) if len(term.vectors) == 2 else ():
         known = _column(other, sums)
-        if own.precondition is None or own.patterns or known is None:
+        if own.precondition is None or not own.precondition.symmetric or own.patterns or known is None:
             continue
         gather, column = known
         moved = _preconditioned(column, own.precondition, gather)

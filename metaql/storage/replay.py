@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metaql.errors import BatchError, ModelStateError
+from metaql.methods.hessian import Hessian
 from metaql.storage.blocks import Block, Factored, Full
 from metaql.storage.manifest import CROSS_ENTROPY
 from metaql.storage.recording.losses import LossFunction, ModelLosses
@@ -16,6 +19,10 @@ from metaql.storage.recording.model_state import require_repeatable
 from metaql.storage.recording.sample_gradients import SampleGradients
 from metaql.storage.recording.wrappers import unwrapped
 from metaql.storage.store import Store
+from metaql.storage.training_samples import training_samples
+
+# Samples that second derivatives are taken of at a time.
+BATCH = 256
 
 
 class Replay:
@@ -39,7 +46,8 @@ class Replay:
                 "would be of cross entropy. Leave out model=."
             )
         self._model = copy.deepcopy(unwrapped(model)).eval()
-        self._load(store, numbers[-1] if checkpoint is None else checkpoint)
+        self._store, self._checkpoint = store, numbers[-1] if checkpoint is None else checkpoint
+        self._load(store, self._checkpoint)
         require_repeatable(self._model)
         recorded = {each.name for layer in store.layers for each in layer.parameters}
         parameters = {name: each for name, each in self._model.named_parameters() if name in recorded}
@@ -47,7 +55,8 @@ class Replay:
             parameter.requires_grad_()
         dtype = store.manifest.dtype
         assert dtype is not None
-        self._gradients = SampleGradients(ModelLosses(self._model, losses), parameters, dtype, store.layers)
+        self._function, self._parameters = ModelLosses(self._model, losses), parameters
+        self._gradients = SampleGradients(self._function, parameters, dtype, store.layers)
         # bfloat16 is read as float32.
         self._dtype = torch.float64 if dtype == "float64" else torch.float32
         self._device = next(iter(parameters.values())).device
@@ -59,6 +68,28 @@ class Replay:
         batch = (inputs.to(self._device), targets.to(self._device))
         blocks = self._gradients.of(batch, np.arange(len(inputs))).blocks
         return {name: _converted(block, self._dtype) for name, block in blocks.items()}
+
+    @property
+    def checkpoint(self) -> int:
+        """Whose weights these are."""
+        return self._checkpoint
+
+    def hessian(self) -> Hessian:
+        """That of the mean loss over the recorded samples of the split ``train``, in the recorded parameters.
+
+        Its vectors are the layers' laid-out gradients one after another. QueryError where inputs or labels are
+        missing.
+        """
+        inputs, targets = training_samples(self._store, self._checkpoint)
+        batches = list(zip(inputs.to(self._device).split(BATCH), targets.to(self._device).split(BATCH), strict=True))
+
+        def losses(parameters: Mapping[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+            weights = {f"model.{name}": value for name, value in parameters.items()}
+            values: Tensor = functional_call(self._function, weights, (batch,))
+            return values
+
+        names = [each.name for layer in self._store.layers for each in layer.parameters]
+        return Hessian(losses, {name: self._parameters[name] for name in names}, batches)
 
     def _load(self, store: Store, checkpoint: int) -> None:
         try:

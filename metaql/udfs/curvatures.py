@@ -16,6 +16,7 @@ from metaql.storage.manifest import Curvature
 from metaql.storage.store import Store
 from metaql.udfs.definitions import Combination, Part, Replayed
 from metaql.udfs.preconditioned import Preconditioned
+from metaql.udfs.solved import Solved
 
 if TYPE_CHECKING:
     from metaql.udfs.session import Session
@@ -63,21 +64,20 @@ def _missing(store: Store, method: str, checkpoint: int | None) -> str:
     )
 
 
-def require_of_checkpoint(session: Session, gradient: Combination, fitted: Fitted) -> None:
+def require_of_checkpoint(session: Session, gradient: Combination, method: str, number: int) -> None:
     """QueryError for gradients of another checkpoint than the curvature's."""
-    number = fitted.saved.checkpoint
     others = checkpoints(session, gradient) - {number}
     if others:
         told = ", ".join("a trajectory" if one is None else f"checkpoint {one}" for one in sorted(others, key=str))
         raise QueryError(
-            f"precondition: this is a gradient of {told}, and the newest curvature for '{fitted.method}' is that of"
+            f"precondition: this is a gradient of {told}, and the newest curvature for '{method}' is that of"
             f" checkpoint {number}. Gather it there too, or say that this one will do: checkpoint := {number}"
         )
 
 
 def checkpoints(session: Session, gradient: Definition) -> set[int | None]:
     """The checkpoints of all that a vector consists of; None for a step of a trajectory."""
-    if isinstance(gradient, Preconditioned):
+    if isinstance(gradient, Preconditioned | Solved):
         return checkpoints(session, gradient.gradient)
     if isinstance(gradient, Replayed):
         return {session.model(gradient.model).source.store.manifest.checkpoints[-1].number}
@@ -90,7 +90,7 @@ def _of_part(session: Session, part: Part) -> set[int | None]:
         return set().union(*(checkpoints(session, one) for one in session.vectors.definitions(part.rows)))
     found: set[int | None] = set()
     for source, places in session.resolve(part.store, part.rows):
-        collections = session.store_of(source.space).manifest.collections
+        collections = session.source_of(source.space).store.manifest.collections
         starts = np.array([one.first_row for one in collections])
         numbers = np.unique(np.searchsorted(starts, part.rows[places], side="right") - 1)
         found |= {collections[number].checkpoint for number in numbers.tolist()}

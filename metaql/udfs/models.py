@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from metaql.errors import QueryError
+from metaql.methods.hessian import Hessian
+from metaql.methods.solvers import CG, LISSA, Eigenpairs, arnoldi, cg, eigenpairs, lissa
 from metaql.storage.blocks import Block, Factored, rows
 from metaql.udfs.slices import move
 from metaql.udfs.sources import StoreSource
@@ -21,6 +23,13 @@ class Replay(Protocol):
     def gradient(self, inputs: Tensor, targets: Tensor) -> dict[str, Block]:
         """Every recorded layer's block, by its name, for inputs [n, …] and targets [n]."""
 
+    @property
+    def checkpoint(self) -> int:
+        """Whose weights it has."""
+
+    def hessian(self) -> Hessian:
+        """That of the mean loss over the training samples, over the layers' laid-out gradients one after another."""
+
 
 class Model:
     """A replay for one store. Calls wait for one another: a pass changes the model's state while it runs."""
@@ -29,6 +38,8 @@ class Model:
         self.source = source
         self._replay = replay
         self._lock = threading.Lock()
+        self._hessian: Hessian | None = None
+        self._largest: Eigenpairs | None = None
 
     def prepare(self, numbers: np.ndarray) -> bytes:
         """The input as the bytes that ``gradient`` takes; QueryError when their number is wrong."""
@@ -48,6 +59,23 @@ class Model:
         with self._lock:
             blocks = self._replay.gradient(inputs, torch.tensor([target]))
         return {layer.name: self._unfolded(blocks[layer.name], layer.name) for layer in self.source.space.layers}
+
+    @property
+    def checkpoint(self) -> int:
+        """Whose weights it has."""
+        return self._replay.checkpoint
+
+    def solve(self, method: str, vector: Tensor, damping: float) -> Tensor:
+        """(H + damping)⁻¹ v, H being the training loss' Hessian and v the layers' laid-out gradients; float64."""
+        with self._lock:
+            self._hessian = self._hessian or self._replay.hessian()
+            if method == CG:
+                return cg(self._hessian, vector.double(), damping)
+            if method == LISSA:
+                return lissa(self._hessian, vector.double(), damping)
+            # They take all the time, and serve for every vector.
+            self._largest = self._largest or eigenpairs(self._hessian, len(vector), torch.float64)
+            return arnoldi(self._hessian, vector.double(), damping, self._largest)
 
     def _unfolded(self, block: Block, name: str) -> Block:
         block = move(block, self.source.device or torch.device("cpu"))

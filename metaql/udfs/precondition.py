@@ -14,18 +14,22 @@ import pyarrow as pa
 from metaql.errors import QueryError
 from metaql.methods.curvature import DIAGONAL, EKFAC, KFAC
 from metaql.methods.damping import require_positive
+from metaql.methods.solvers import ARNOLDI, CG, LISSA
 from metaql.storage.arrow_arrays import as_numpy, column
 from metaql.udfs import references
 from metaql.udfs.curvatures import require_of_checkpoint
-from metaql.udfs.definitions import combine
+from metaql.udfs.definitions import Combination, combine
 from metaql.udfs.function import Function, conjunction, one_thread
 from metaql.udfs.preconditioned import Preconditioned
 from metaql.udfs.references import GRADIENT, References
 from metaql.udfs.session import Session
+from metaql.udfs.solved import Solved
+from metaql.udfs.sources import StoreSource
 
 MACRO = "precondition"
 PRECONDITION = "metaql_precondition"
-METHODS = (EKFAC, KFAC, DIAGONAL)
+SOLVERS = (CG, LISSA, ARNOLDI)
+METHODS = (EKFAC, KFAC, DIAGONAL, *SOLVERS)
 DEFINITION = (
     f"{MACRO}(g, method, damping := NULL, checkpoint := NULL) AS {PRECONDITION}(g, method, damping, checkpoint)"
 )
@@ -74,8 +78,33 @@ def _numbers(session: Session, found: References, settings: list[Settings]) -> r
 
 def _number(session: Session, one: References, method: str, damping: float | None, checkpoint: int | None) -> int:
     require_method(method)
+    given = None if damping is None else require_positive(damping)
     gradient = combine(session, one, np.ones(1))
-    fitted = session.curvatures.get(session.store_of(gradient.space), method, checkpoint)
+    source = session.source_of(gradient.space)
+    if method in SOLVERS:
+        return session.vectors.add(_solved(session, source, gradient, method, given, checkpoint))
+    fitted = session.curvatures.get(source.store, method, checkpoint)
     if checkpoint is None:
-        require_of_checkpoint(session, gradient, fitted)
-    return session.vectors.add(Preconditioned(gradient, fitted, None if damping is None else require_positive(damping)))
+        require_of_checkpoint(session, gradient, method, fitted.saved.checkpoint)
+    return session.vectors.add(Preconditioned(gradient, fitted, given))
+
+
+def _solved(
+    session: Session,
+    source: StoreSource,
+    gradient: Combination,
+    method: str,
+    damping: float | None,
+    checkpoint: int | None,
+) -> Solved:
+    if damping is None:
+        raise QueryError(
+            f"'{method}' needs a damping, such as damping := 0.01: the Hessian may have negative eigenvalues, and it"
+            " has to outweigh them"
+        )
+    own = session.model(source.name).checkpoint
+    if checkpoint not in (None, own):
+        raise QueryError(f"'{method}' runs the model at its checkpoint, {own}, and not at {checkpoint}")
+    if checkpoint is None:
+        require_of_checkpoint(session, gradient, method, own)
+    return Solved(gradient, source.name, method, damping)

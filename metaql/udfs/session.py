@@ -66,10 +66,10 @@ class Session:
         """The snapshot that was loaded last under a name."""
         return self._named[name]
 
-    def store_of(self, space: Space) -> Store:
-        """The store whose gradients are vectors over this space."""
+    def source_of(self, space: Space) -> StoreSource:
+        """The snapshot whose gradients are vectors over this space."""
         sources = (source for snapshots in self._stores.values() for source in snapshots)
-        return next(source.store for source in sources if source.space is space)
+        return next(source for source in sources if source.space is space)
 
     def add_model(self, model: Model) -> None:
         """Loads a model that can replay a store's samples."""
@@ -88,6 +88,11 @@ class Session:
     def model(self, name: str | None = None) -> Model:
         """The model of this name; by default the one there is, for ``gradient(input, target)``."""
         if name is not None:
+            if name not in self._models:
+                raise QueryError(
+                    f"this runs the model that {name} was recorded from, and there is none: pass it as model= to"
+                    " metaql.connect or metaql.load"
+                )
             return self._models[name]
         if not self._models:
             raise QueryError(

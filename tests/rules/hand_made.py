@@ -20,7 +20,7 @@ def scalar(text: str) -> Scalar:
 def vector(text: str, *patterns: str, by: str | None = None) -> Vector:
     """A gradient, preconditioned by a method, and restricted to layers."""
     one = scalar(text)
-    precondition = None if by is None else Precondition((parse_one(by),))
+    precondition = None if by is None else Precondition((parse_one(by),), symmetric=by != "'lissa'")
     return Vector(one.sql, one.reads, tuple(map(scalar, patterns)), precondition)
 
 

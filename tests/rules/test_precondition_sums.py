@@ -69,6 +69,7 @@ STAYS: dict[str, Block] = {
     "nothing is preconditioned": gathered(term(T, V)),
     "nothing is gathered": block("t v", aggregate("avg", term(T, PV)), by="t.sample_id"),
     "restrictions that differ within the side": gathered(term(T, vector("v.gradient", "v.layer", by="'m'"))),
+    "what is not symmetric, of the other side's": gathered(term(vector("t.gradient", by="'lissa'"), V)),
     "a restriction by the other side": gathered(term(vector("t.gradient", "t.layer", by="'m'"), V)),
 }
 

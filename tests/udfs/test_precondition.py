@@ -165,7 +165,10 @@ def test_the_curvature_is_that_of_the_gradient_s_checkpoint(db):
 
 
 def test_mistakes(db):
-    with pytest.raises(QueryError, match=r"there is no method 'newton'. There are 'ekfac', 'kfac', 'diagonal'"):
+    with pytest.raises(
+        QueryError,
+        match=r"there is no method 'newton'. There are 'ekfac', 'kfac', 'diagonal', 'cg', 'lissa', 'arnoldi'",
+    ):
         db.sql("SELECT norm(precondition(gradient, 'newton')) FROM v")
     with pytest.raises(duckdb.Error, match=r"there is no method 'newton'"):
         db.sql("SELECT norm(precondition(gradient, ?)) FROM v", ["newton"]).fetchall()
@@ -179,3 +182,60 @@ def test_nothing_gathered(small_store):
         pytest.raises(duckdb.Error, match=r"not gathered in .* \(there is none\): with a"),
     ):
         db.sql("SELECT norm(precondition(gradient, 'ekfac')) FROM train").fetchall()
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Linear(4, 3).double()
+
+
+@pytest.fixture(scope="module")
+def convex(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """Logistic regression with its inputs kept, and the Hessian of its training loss written out."""
+    folder, model = tmp_path_factory.mktemp("convex") / "store", linear()
+    inputs, targets = torch.randn(25, 4, dtype=torch.float64), torch.randint(3, (25,))
+    with metaql.Recorder(model, folder, dtype="float64", inputs=True) as recorder:
+        recorder.checkpoint()
+        for split, part in SPLITS.items():
+            recorder.collect(TensorDataset(inputs[part], targets[part]), split)
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        logits = inputs[:16] @ flat[:12].reshape(3, 4).T + flat[12:]
+        return nn.functional.cross_entropy(logits, targets[:16])
+
+    flat = torch.cat([each.detach().flatten() for each in model.parameters()])
+    return folder, torch.autograd.functional.hessian(loss, flat)
+
+
+@pytest.mark.parametrize("method", ["cg", "lissa", "arnoldi"])
+def test_solvers_invert_the_hessian(convex, method):
+    path, hessian = convex
+    inverse = torch.linalg.inv(hessian + 0.1 * torch.eye(15, dtype=torch.float64)).numpy()
+    if method == "arnoldi":
+        # It has nothing to say of directions without curvature.
+        inverse = inverse @ (hessian @ torch.linalg.pinv(hessian, rtol=1e-9)).numpy()
+    with metaql.connect(path, model=linear()) as db:
+        query = f"SELECT restore(precondition(gradient, '{method}', 0.1), '*') FROM validation ORDER BY sample_id"
+        got = np.array([row for (row,) in db.sql(query).fetchall()])
+        np.testing.assert_allclose(got, gradients(db, "validation") @ inverse, rtol=1e-4, atol=1e-4)
+        query = f"precondition(v.gradient, '{method}', damping := 0.1)"
+        query = f"SELECT t.sample_id, avg(inner_product(t.gradient, {query})) FROM train t, validation v GROUP BY ALL"
+        scores = [score for _, score in sorted(db.sql(query).fetchall())]
+        mean = gradients(db, "validation").mean(0)
+        np.testing.assert_allclose(scores, gradients(db, "train") @ inverse @ mean, rtol=1e-3, atol=1e-4)
+
+
+def test_solvers_say_what_they_need(convex, db, path):
+    solved = "SELECT norm(precondition(gradient, 'cg', damping := 0.1)) FROM validation"
+    with metaql.connect(convex[0]) as without, pytest.raises(duckdb.Error, match=r"there is none: pass it as model="):
+        without.sql(solved).fetchall()
+    with pytest.raises(
+        duckdb.Error, match=r"did not keep them: record with Recorder\(..., inputs=True\), or use 'ekfac'"
+    ):
+        db.sql(solved).fetchall()
+    with pytest.raises(duckdb.Error, match=r"'cg' needs a damping, such as"):
+        db.sql("SELECT norm(precondition(gradient, 'cg')) FROM validation").fetchall()
+    with pytest.raises(duckdb.Error, match=r"a gradient of checkpoint 1, and the newest curvature for 'cg' is that of"):
+        db.sql("SELECT norm(precondition(gradient, 'cg', damping := 1)) FROM v").fetchall()
+    with pytest.raises(duckdb.Error, match=r"'cg' runs the model at its checkpoint, 2, and not at 1"):
+        db.sql("SELECT norm(precondition(gradient, 'cg', 1, checkpoint := 1)) FROM v").fetchall()
