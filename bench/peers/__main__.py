@@ -45,6 +45,12 @@ def main() -> int:
                 require(
                     row["difference"] < 1e-3, f"{way.name} is meant to be exact and is off by {row['difference']:.2g}"
                 )
+            if "likeness" in row:
+                require(
+                    row["likeness"] > 0.999,
+                    f"{way.name} and {way.agrees_with} are to compute the same, and rank samples with a correlation of"
+                    f" {row['likeness']:.4f}",
+                )
     promises(report)
     report.remark(
         f"{options.rows:,} training and {options.queries} query samples, {options.rounds} rounds in turns, medians; "

@@ -22,6 +22,7 @@ COLUMNS = {
     "disk_mb": "disk MB",
     "spearman": "Spearman",
     "difference": "error",
+    "likeness": "Spearman with the other of its kind",
 }
 
 

@@ -82,7 +82,7 @@ def recorded(case: Case, folder: Path, query: str) -> Ask:
 def influence(case: Case, folder: Path) -> Ask:
     """All query samples were recorded with the training samples, and curvature gathered over the latter."""
     with _recorder(case, folder, ALL) as recorder:
-        recorder.curvature(_numbered(case.train))
+        recorder.curvature(_numbered(case.train), labels="recorded")
         for number, samples in enumerate(case.queries):
             recorder.collect(_numbered(samples), f"query{number}")
     database = _connected(folder)
@@ -93,7 +93,7 @@ _IMPORTS = ("metaql", "metaql.connection", "metaql.storage.recording.recorder")
 
 
 def _way(
-    name: str, start: Any, settings: str, covers: str = ALL, ten_best: bool = False, approximates: bool = False
+    name: str, start: Any, settings: str, covers: str = ALL, ten_best: bool = False, like: str | None = None
 ) -> Way:
     return Way(
         name,
@@ -102,13 +102,15 @@ def _way(
         _IMPORTS,
         settings,
         covers,
-        exact=not approximates,
+        exact=like is None,
         recomputes=False,
         ours=True,
         ten_best=ten_best,
+        agrees_with=like,
     )
 
 
+EKFAC = "MetaQL, EK-FAC"
 RECORDED, NEW, NEW_LAST = "MetaQL, recorded already", "MetaQL, new query samples", "MetaQL, last layer, new samples"
 
 WAYS = [
@@ -126,10 +128,10 @@ WAYS = [
         ten_best=True,
     ),
     _way(
-        "MetaQL, EK-FAC",
+        EKFAC,
         influence,
-        f"batches of {BATCH}, labels drawn from the model; cold records both sets of query samples",
-        approximates=True,
+        f"batches of {BATCH}, empirical Fisher matrix; cold records both sets of query samples",
+        like="kronfluence, EK-FAC",
     ),
     _way(NEW_LAST, partial(newcomers, covers=LAST), "as new query samples, with layers= the last one", LAST),
 ]

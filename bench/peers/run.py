@@ -41,6 +41,7 @@ class WayError(Exception):
 def rows(case: Case, ways: list[Way], environments: Path, limits: Limits) -> Iterator[dict[str, Any]]:
     """A row of the report for each way, with medians over the rounds; ``error`` says why there are no figures."""
     expected = exact.scores(case)
+    approximations: dict[str, list[Tensor]] = {}
     measured: dict[str, list[dict[str, Any]]] = {way.name: [] for way in ways}
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +52,10 @@ def rows(case: Case, ways: list[Way], environments: Path, limits: Limits) -> Ite
                 if way.name in failures:
                     continue
                 try:
-                    measured[way.name].append(_measured(way, path, environments, limits.seconds, expected))
+                    row, scores = _measured(way, path, environments, limits.seconds, expected)
+                    measured[way.name].append(row)
+                    if not way.exact:
+                        approximations[way.name] = scores
                 except WayError as failure:
                     failures[way.name] = str(failure)
     for way in ways:
@@ -59,14 +63,24 @@ def rows(case: Case, ways: list[Way], environments: Path, limits: Limits) -> Ite
         if way.name in failures:
             yield {**about, "error": failures[way.name]}
         else:
-            yield {**about, **_medians(measured[way.name])}
+            yield {**about, **_medians(measured[way.name]), **_likeness(way, approximations)}
 
 
-def _measured(way: Way, case: Path, environments: Path, seconds: float, expected: list[Tensor]) -> dict[str, Any]:
+def _likeness(way: Way, found: dict[str, list[Tensor]]) -> dict[str, float]:
+    """The worse of both queries' rank correlation with the way that computes the same, if that ran."""
+    if way.agrees_with not in found:
+        return {}
+    pairs = zip(found[way.name], found[way.agrees_with], strict=True)
+    return {"likeness": min(exact.spearman(own, other.double()) for own, other in pairs)}
+
+
+def _measured(
+    way: Way, case: Path, environments: Path, seconds: float, expected: list[Tensor]
+) -> tuple[dict[str, Any], list[Tensor]]:
     with tempfile.TemporaryDirectory() as folder:
         found = _process(way, case, Path(folder), environments, seconds)
         scores = [torch.load(Path(folder) / f"scores{number}.pt", weights_only=True) for number in (0, 1)]
-    return {**found, **_agreement(way, list(zip(scores, expected, strict=True)))}
+    return {**found, **_agreement(way, list(zip(scores, expected, strict=True)))}, scores
 
 
 def _agreement(way: Way, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:

@@ -39,3 +39,5 @@ class Way:
     ours: bool = False
     # Scores outside of the ten best of each query sample are NaN.
     ten_best: bool = False
+    # The way that computes the same approximation.
+    agrees_with: str | None = None

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import metaql
 from bench.peers import exact
 from bench.peers.case import NETWORKS, Case
 from bench.peers.environments import REQUIREMENTS, python
 from bench.peers.findings import page, promises
-from bench.peers.metaql import NEW, NEW_LAST, RECORDED
+from bench.peers.metaql import EKFAC, NEW, NEW_LAST, PRECONDITIONED, RECORDED, _scores
 from bench.peers.way import ALL
 from bench.peers.ways import WAYS
 from bench.peers.worker import measure
@@ -59,6 +60,18 @@ def test_ten_best(case: Case, expected: list[torch.Tensor], tmp_path: Path) -> N
     assert exact.error(scores, expected[1]) < 1e-5
     worst = torch.where(scores.isnan(), -expected[1].float(), torch.nan)
     assert not exact.has_ten_best(worst, expected[1])
+
+
+def test_ekfac_is_preconditioned(case: Case, expected: list[torch.Tensor], tmp_path: Path) -> None:
+    measure(EKFAC, case, tmp_path)
+    scores = torch.load(tmp_path / "scores1.pt", weights_only=True)
+    assert bool(scores.isfinite().all())
+    assert 0.1 < exact.spearman(scores, expected[1]) < 0.999
+    assert WAYS[EKFAC].agrees_with in WAYS
+    # With a damping that drowns the curvature they are inner products, divided by it.
+    with metaql.connect(tmp_path / "own/store") as database:
+        drowned = _scores(case, database, 1, PRECONDITIONED.replace("'ekfac'", "'ekfac', damping := 1e6"))
+    assert exact.error(drowned * 1e6, expected[1]) < 1e-3
 
 
 def test_last_layer_is_not_the_whole(case: Case, expected: list[torch.Tensor], tmp_path: Path) -> None:
