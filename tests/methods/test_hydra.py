@@ -384,12 +384,13 @@ def test_the_pages_sql_runs_and_the_short_form_is_what_it_says(tmp_path: Path) -
             recorder.checkpoint(optimizer)
             train = [(torch.arange(SAMPLES), (inputs[:SAMPLES], targets[:SAMPLES]))]
             recorder.collect(train, "train", logits=True)
+            recorder.curvature(train)
             recorder.collect([(torch.arange(3), (inputs[SAMPLES:], targets[SAMPLES:]))], "validation")
     with metaql.connect(tmp_path / "store") as db:
         answers = [db.sql(one).fetchall() for one in statements if one.strip()]
         assert all(answers)
-        plain = dict(answers[1])
-        assert answers[0] == [(each, pytest.approx(plain[each])) for each in sorted(plain, key=lambda one: plain[one])]
+        plain = dict(answers[2])
+        assert answers[1] == [(each, pytest.approx(plain[each])) for each in sorted(plain, key=lambda one: plain[one])]
         for name in ("hydra", "tracin", "in_run"):
             assert db.sql(f"FROM {name}()").columns == ["sample_id", "influence"]
 
