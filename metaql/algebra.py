@@ -7,12 +7,15 @@ A term is as small as it gets, except that a sum of numbers is one factor as lon
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 from sqlglot import exp
 
 from metaql.logical import Precondition, Scalar, Term, Vector
 from metaql.methods.solvers import LISSA
+from metaql.rules.gather_side import applied
 from metaql.scope import Scope, Unsure, name_of
 from metaql.udfs.precondition import MACRO as PRECONDITION
 from metaql.udfs.score import SCORE
@@ -31,6 +34,19 @@ def is_product(node: exp.Expr) -> bool:
 def holds_product(node: exp.Expr) -> bool:
     """Whether a product of gradients is computed in it, in this query or in one further inside."""
     return any(is_product(one) for one in node.walk())
+
+
+def precondition_of(node: exp.Expr) -> Precondition | None:
+    """A call of precondition(…) whose method is surely not NULL, and whose arguments are the same for every row."""
+    if not isinstance(node, exp.Anonymous) or name_of(node) != PRECONDITION or len(node.expressions) < 2:
+        return None
+    method, *others = node.expressions[1:]
+    if not (isinstance(method, exp.Literal) and method.is_string) or any(
+        one.find(exp.Column, exp.Query) for one in others
+    ):
+        return None
+    # Single batches of random data, one after another, do not commute.
+    return Precondition((method, *others), symmetric=method.name != LISSA)
 
 
 def expand(node: exp.Expr, scope: Scope) -> tuple[Term, ...]:
@@ -54,7 +70,7 @@ class _Expansion:
         if isinstance(node, exp.Neg):
             return _times([Term((self._number("-1"),))], self.terms(node.this))
         if self._scope.is_vector(node) and not isinstance(node, exp.Add | exp.Sub | exp.Mul | exp.Div):
-            return [Term((), (self._vector(node),))]
+            return self._combination(node)
         if isinstance(node, exp.Case):
             return self._case(node)
         if self._is_scalar(node) and len(self._scope.reads(node)) < 2:
@@ -104,35 +120,25 @@ class _Expansion:
         return self._scalar(exp.Div(this=exp.cast(exp.Literal.number(1), "DOUBLE"), expression=number))
 
     def _combination(self, node: exp.Expr) -> list[Term]:
-        """A gradient as a linear combination."""
+        """A gradient as a linear combination; restrictions and preconditioners are linear."""
         node = bare(node)
         if isinstance(node, exp.Neg | exp.Add | exp.Sub | exp.Mul | exp.Div):
             combined = self.terms(node)
             if any(len(term.vectors) != 1 for term in combined):
                 raise Unsure(_MIXED)
             return combined
-        return [Term((), (self._vector(node),))]
+        if isinstance(node, exp.Anonymous) and name_of(node) == "layers" and len(node.expressions) == 2:
+            pattern = self._scalar(node.expressions[1])
+            return self._changed(node, partial(_restricted, pattern=pattern))
+        precondition = precondition_of(node)
+        if precondition is not None:
+            return self._changed(node, partial(_preconditioned, precondition=precondition))
+        return [Term((), (Vector(self._scope.qualified(node), self._scope.reads(node)),))]
 
-    def _vector(self, node: exp.Expr) -> Vector:
-        patterns: list[Scalar] = []
-        node = bare(node)
-        while isinstance(node, exp.Anonymous) and name_of(node) == "layers" and len(node.expressions) == 2:
-            patterns.append(self._scalar(node.expressions[1]))
-            node = bare(node.expressions[0])
-        precondition = self._precondition(node)
-        node = node if precondition is None else bare(node.expressions[0])
-        return Vector(self._scope.qualified(node), self._scope.reads(node), tuple(patterns), precondition)
-
-    def _precondition(self, node: exp.Expr) -> Precondition | None:
-        """The call, where its method is known not to be NULL and its arguments are the same for every row."""
-        if not isinstance(node, exp.Anonymous) or name_of(node) != PRECONDITION or len(node.expressions) < 2:
-            return None
-        method, *others = node.expressions[1:]
-        if not (isinstance(method, exp.Literal) and method.is_string):
-            return None
-        same = not any(self._scope.reads(one) or one.find(exp.Query) for one in others)
-        # Single batches of random data, one after another, do not commute.
-        return Precondition((method, *others), symmetric=method.name != LISSA) if same else None
+    def _changed(self, call: exp.Expr, change: Callable[[Vector], Vector]) -> list[Term]:
+        """The vectors of a call's first argument, changed."""
+        inner = self._combination(call.expressions[0])
+        return [Term(term.factors, tuple(map(change, term.vectors))) for term in inner]
 
     def _case(self, node: exp.Case) -> list[Term]:
         """CASE WHEN c THEN x END => (CASE WHEN c THEN 1 END)·x: both are NULL where c is not true."""
@@ -180,6 +186,17 @@ def _operands(node: exp.Expr) -> Iterator[exp.Expr]:
     if isinstance(node, exp.Binary | exp.Paren | exp.Neg | exp.Case):
         for child in node.iter_expressions():
             yield from _operands(child)
+
+
+def _restricted(vector: Vector, pattern: Scalar) -> Vector:
+    return replace(vector, patterns=(*vector.patterns, pattern))
+
+
+def _preconditioned(vector: Vector, precondition: Precondition) -> Vector:
+    """What is done to the vector before can't be done after."""
+    if vector.patterns or vector.precondition:
+        vector = Vector(applied(vector.sql, vector.precondition, vector.patterns), vector.all_reads)
+    return replace(vector, precondition=precondition)
 
 
 def _times(left: list[Term], right: list[Term]) -> list[Term]:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from sqlglot import exp
 
-from metaql.algebra import expand, is_product
+from metaql.algebra import expand, is_product, precondition_of
 from metaql.bind import sum_or_average
 from metaql.catalogue import Catalogue
 from metaql.compile import emitted, entry, keep_name, product, total, where_present
 from metaql.logical import AVG, Aggregate
-from metaql.rules.gather_side import restricted
+from metaql.rules.gather_side import applied, restricted
 from metaql.scope import VECTOR_FUNCTIONS, Scope, Unsure
 from metaql.udfs.aggregates import MEAN
 from metaql.udfs.aggregates import SUM as TOTAL
@@ -113,8 +113,11 @@ def _compile_gradient_aggregate(node: exp.Expr, select: exp.Select, catalogue: C
     while isinstance(outer.parent, exp.Filter | exp.Window) and outer.arg_key == "this":
         outer = outer.parent
     call = exp.Anonymous(this=MEAN if function == AVG else TOTAL)
-    outer.replace(call)
     weights, vector, distinct = found
+    precondition = None if distinct else precondition_of(vector)
+    # P is linear, so that it is computed once for all.
+    outer.replace(applied(call, precondition, ()))
+    vector = vector if precondition is None else vector.expressions[0]
     values: exp.Expr = entry(vector, product(one.copy() for one in weights))
     values = exp.ArrayAgg(this=exp.Distinct(expressions=[values]) if distinct else values)
     if outer is not node:

@@ -17,6 +17,7 @@ from metaql.gradients import compile_gradient_aggregates, compile_gradient_arith
 from metaql.inline import inline, inline_single_rows
 from metaql.logical import Block
 from metaql.pairs import compile_pairs
+from metaql.preconditions import precondition_fewer
 from metaql.scanned import scan_whole_splits
 from metaql.scope import Unsure, name_of
 from metaql.stats import Statistics, statistics_of
@@ -46,12 +47,13 @@ def plan_select(select: exp.Select, catalogue: Catalogue, chosen: Chooser, notes
         return True
     aggregated = compile_gradient_aggregates(select, catalogue)
     combined = compile_gradient_arithmetic(select, catalogue)
+    moved = precondition_fewer(select, catalogue, statistics_of(select, catalogue))
     if holds_product(select) and compile_pairs(select, catalogue, statistics_of(select, catalogue)):
         return True
     if _expect_rows(select, catalogue):
         scan_whole_splits(select, catalogue)
         return True
-    return single or aggregated or combined
+    return single or aggregated or combined or moved
 
 
 def _expect_rows(select: exp.Select, catalogue: Catalogue) -> bool:

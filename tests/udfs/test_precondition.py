@@ -17,6 +17,8 @@ import metaql
 from metaql.errors import QueryError
 from metaql.storage.curvatures import unpack
 from metaql.storage.store import Store
+from metaql.udfs.preconditioned import Preconditioned
+from metaql.udfs.session import find
 
 SPLITS = {"train": slice(0, 16), "validation": slice(16, 25)}
 
@@ -52,10 +54,10 @@ def db(path: Path) -> Iterator[metaql.connection.Connection]:
         yield opened
 
 
-def dense(path: Path, method: str, damping: float | None = None) -> np.ndarray:
+def dense(path: Path, method: str, damping: float | None = None, checkpoint: int = 1) -> np.ndarray:
     """(F + damping)⁻¹ written out, over all parameters."""
     store = Store.open(path)
-    saved = next(one for one in store.manifest.curvatures if method in one.serves)
+    (saved,) = (one for one in store.manifest.curvatures if method in one.serves and one.checkpoint == checkpoint)
     fitted = unpack(store.layers, store.curvature(saved), method)
     blocks = [fitted[one.name].precondition(torch.eye(one.width, dtype=torch.float64), damping) for one in store.layers]
     return torch.block_diag(*blocks).numpy()
@@ -116,6 +118,39 @@ def test_planned_and_unplanned_agree(db, path, title):
     assert len(got) > 0
     for ours, theirs in zip(got, expected, strict=True):
         assert ours[-1] == (None if theirs[-1] is None else pytest.approx(theirs[-1], rel=1e-9, abs=1e-12))
+
+
+# What is asked, and how many gradients have to be preconditioned for it; there are 16 t and 9 v.
+DT, DV = f"precondition({T}, 'diagonal')", f"precondition({V}, 'diagonal')"
+OF_SAMPLES = "t.sample_id, avg(inner_product({}, {})) AS s FROM train t, validation v GROUP BY ALL"
+MEAN = "(SELECT avg(gradient) FROM validation)"
+WORK = {
+    OF_SAMPLES.format(T, DV): 1,
+    OF_SAMPLES.format(DT, V): 1,
+    OF_SAMPLES.format(T, f"precondition({V} - 2 * {V}, 'diagonal')").replace("avg", "-avg"): 1,
+    f"t.sample_id, inner_product({T}, precondition({MEAN}, 'diagonal')) FROM train t": 1,
+    f"t.sample_id, inner_product({DT}, {MEAN}) FROM train t": 1,
+    f"t.sample_id, inner_product({T}, (SELECT avg({DV}) FROM validation v)) FROM train t": 1,
+    f"t.sample_id, inner_product({T}, p.g) FROM train t, (SELECT precondition({MEAN}, 'diagonal') AS g) p": 1,
+    f"t.sample_id, inner_product({DT}, {V}) FROM train t, validation v WHERE v.sample_id = 4": 1,
+    f"t.sample_id, v.sample_id, inner_product({DT}, {V}) FROM train t, validation v": 9,
+    f"t.sample_id, v.sample_id, inner_product({DV}, {T}) FROM train t, validation v": 9,
+}
+
+
+@pytest.mark.parametrize("query", WORK)
+def test_no_more_is_preconditioned_than_needed(db, path, query):
+    session = find(db._session)
+    before = len(session.vectors._definitions)
+    got = sorted(db.sql(f"SELECT {query}").fetchall())
+    made = session.vectors._definitions[before:]
+    assert sum(isinstance(one, Preconditioned) for one in made) <= WORK[query]
+    ours, theirs = gradients(db, "train") @ dense(path, "diagonal", checkpoint=2), gradients(db, "validation")
+    if "v.sample_id, " in query:
+        expected = (ours @ theirs.T).flatten()
+    else:
+        expected = ours @ (theirs[4] if "= 4" in query else theirs.mean(0))
+    np.testing.assert_allclose([row[-1] for row in got], expected, rtol=1e-8, atol=1e-10)
 
 
 def test_an_average_is_preconditioned_once(db):
