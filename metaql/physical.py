@@ -32,7 +32,8 @@ _TILES = frozenset({SCORES, BEST})
 
 @dataclass(frozen=True)
 class Operand:
-    """One side of a product: so many different gradients, each the sum of ``gathered`` samples (1 for a sample)."""
+    """One side of a product: so many different gradients, each the sum of ``gathered`` samples (1 for a sample;
+    unknown too for what is laid out in any case)."""
 
     text: str
     rows: Count
@@ -282,11 +283,13 @@ class _Reader:
             pattern = node.expressions[1]
             patterns += [pattern.name] if isinstance(pattern, exp.Literal) else []
             node = bare(node.expressions[0])
+        laid_out = _is_preconditioned(node)
         if isinstance(node, exp.Anonymous) and name_of(node) == PRECONDITION:
             node = bare(node.expressions[0])
         text = vector_text(argument)
         if isinstance(node, exp.Subquery):
-            return Operand(text, ONE, self._gathered(node), (*patterns, *_gathered_patterns(node)))
+            gathered = UNKNOWN if laid_out else self._gathered(node)
+            return Operand(text, ONE, gathered, (*patterns, *_gathered_patterns(node)))
         aliases = self._aliases(node, select)
         relations = [one for one in (block.relations if block else ()) if one.alias in aliases]
         rows = UNKNOWN if block is None else ONE
@@ -296,7 +299,8 @@ class _Reader:
         grouped = any(
             isinstance(one, Relation) and isinstance(one.item, exp.Subquery) and gathers(one.item) for one in relations
         )
-        return Operand(text, rows, UNKNOWN if grouped or name_of(node) in NAMES else ONE, tuple(patterns))
+        summed = laid_out or grouped or name_of(node) in NAMES
+        return Operand(text, rows, UNKNOWN if summed else ONE, tuple(patterns))
 
     def _block(self, select: exp.Expr) -> Block | None:
         if not isinstance(select, exp.Select):
@@ -327,6 +331,11 @@ class _Reader:
 
     def _of_source(self, select: exp.Select, chosen: exp.Expr) -> str:
         return visible_ctes(select) + to_sql(_same_rows(select, chosen))
+
+
+def _is_preconditioned(node: exp.Expr) -> bool:
+    """Whether a gradient, or that of a sub-query, has no factors any more."""
+    return any(name_of(one) == PRECONDITION for one in node.find_all(exp.Anonymous))
 
 
 def _gathered_patterns(query: exp.Subquery) -> Iterator[str]:

@@ -223,6 +223,10 @@ def test_mistakes(recorder, network, pictures):
         recorder.curvature([])
     with pytest.raises(NotFiniteError):
         recorder.curvature([(torch.arange(40), (pictures[0] * float("nan"), pictures[1]))], "kfac", labels="recorded")
+    with pytest.raises(NotFiniteError, match="The loss of sample 0 is nan"):
+        recorder.curvature([(torch.arange(40), (pictures[0] * float("nan"), pictures[1]))])
+    with pytest.raises(BatchError, match="can't be run on this batch's inputs"):
+        recorder.curvature([(torch.arange(40), (pictures[0].flatten(1), pictures[1]))])
     assert Store.open(recorder._writer.path).manifest.curvatures == ()
     with torch.no_grad():
         network.head.bias += 1

@@ -274,3 +274,10 @@ def test_solvers_say_what_they_need(convex, db, path):
         db.sql("SELECT norm(precondition(gradient, 'cg', damping := 1)) FROM v").fetchall()
     with pytest.raises(duckdb.Error, match=r"'cg' runs the model at its checkpoint, 2, and not at 1"):
         db.sql("SELECT norm(precondition(gradient, 'cg', 1, checkpoint := 1)) FROM v").fetchall()
+
+
+def test_explain_knows_that_it_is_laid_out(db):
+    for own in ("precondition(v.gradient, 'ekfac')", "(SELECT precondition(avg(gradient), 'ekfac') FROM v)"):
+        lines = [line for (line,) in db.sql(f"EXPLAIN SELECT inner_product(t.gradient, {own}) FROM t, v").fetchall()]
+        assert any("contract" in line or "full" in line for line in lines)
+        assert not any("gram" in line for line in lines)

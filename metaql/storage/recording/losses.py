@@ -96,11 +96,17 @@ def require_finite(losses: Tensor, ids: np.ndarray) -> None:
 
 
 def with_targets(model: nn.Module, batch: Any, draw: Callable[[Tensor, Tensor], Tensor]) -> Any:
-    """A batch of the default loss with other targets: what ``draw`` makes of the model's logits and its own ones."""
+    """A batch of the default loss with other targets: what ``draw`` makes of the model's logits and its own ones.
+
+    Unchanged where there are no logits, which the loss itself will say best.
+    """
     inputs, targets = _split(batch)
     with torch.no_grad():
         output = _call(model, inputs)
-        others = draw(output if isinstance(output, Tensor) else _logits_of(output), targets)
+        logits = output if isinstance(output, Tensor) else _logits_of(output)
+        if not isinstance(logits, Tensor) or logits.dim() < 2:
+            return batch
+        others = draw(logits, targets)
     return {**batch, "labels": others} if isinstance(batch, Mapping) else (inputs, others)
 
 

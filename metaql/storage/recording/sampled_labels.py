@@ -20,7 +20,8 @@ def with_sampled_labels(model: nn.Module, batch: Any, generator: torch.Generator
     """
 
     def draw(logits: Tensor, targets: Tensor) -> Tensor:
-        chances = logits.float().softmax(1).movedim(1, -1).cpu()
+        # Whatever is drawn for a sample without chances, its loss will be found to be none.
+        chances = logits.float().softmax(1).movedim(1, -1).cpu().nan_to_num(nan=1.0)
         drawn = torch.multinomial(chances.flatten(0, -2), 1, generator=generator)
         drawn = drawn.reshape(chances.shape[:-1]).to(targets.device)
         return drawn if targets.is_floating_point() else drawn.masked_fill(targets == _IGNORED, _IGNORED)
