@@ -227,8 +227,8 @@ def main() -> int:
     reached = " and ".join(f"{row['accuracy']:.2f}" for row in report.rows if row["method"] == PLAIN)
     report.remark(
         f"{sizes.samples} samples of Fashion-MNIST at 14x14, a network of 196, 32 ReLU and 10, SGD with momentum 0.9 "
-        f"at {sizes.training.rate}; {sizes.halves} halves, {sizes.seeds} trainings each, {sizes.tests} test samples; test "
-        f"accuracy {reached}. Four checkpoints. Dampings are those of precondition by default"
+        f"at {sizes.training.rate}; {sizes.halves} halves, {sizes.seeds} trainings each, {sizes.tests} test samples; "
+        f"test accuracy {reached}. Four checkpoints. Dampings are those of precondition by default"
     )
     report.remark(
         f'"{LIMIT}": the mean losses of two trainings beside those of the other two. A forecast of the mean of all '
