@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metaql.errors import QueryError
+
 Losses = Callable[[Mapping[str, Tensor], Any], Tensor]
 
 
@@ -47,11 +49,11 @@ class Hessian:
         # Fused attention can't be differentiated twice.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             losses = self._losses(self._parameters, self._batches[number])
-            first = torch.autograd.grad(losses.sum(), values, create_graph=True, materialize_grads=True)
+            first = _differentiated(losses.sum(), values, create_graph=True)
             slope = sum((one * other).sum() for one, other in zip(first, self._split(vector), strict=True))
         if not (isinstance(slope, Tensor) and slope.requires_grad):
             return torch.zeros_like(vector), len(losses)
-        second = torch.autograd.grad(slope, values, materialize_grads=True)
+        second = _differentiated(slope, values)
         return torch.cat([each.flatten() for each in second]).to(vector), len(losses)
 
     def _split(self, vector: Tensor) -> Iterator[Tensor]:
@@ -59,3 +61,15 @@ class Hessian:
         for value in self._parameters.values():
             yield vector[first : first + value.numel()].reshape(value.shape).to(value)
             first += value.numel()
+
+
+def _differentiated(value: Tensor, values: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
+    try:
+        return torch.autograd.grad(value, values, create_graph=create_graph, materialize_grads=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise QueryError(
+            f"the model can't be differentiated twice, which its Hessian takes: {error}. Use 'ekfac', which needs no"
+            " second derivatives"
+        ) from error

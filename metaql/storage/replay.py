@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -74,16 +74,17 @@ class Replay:
         """Whose weights these are."""
         return self._checkpoint
 
-    def hessian(self) -> Hessian:
+    def hessian(self, between: Callable[[], None] = lambda: None) -> Hessian:
         """That of the mean loss over the recorded samples of the split ``train``, in the recorded parameters.
 
         Its vectors are the layers' laid-out gradients one after another. QueryError where inputs or labels are
-        missing.
+        missing. ``between`` is called before each batch, and may raise to stop.
         """
         inputs, targets = training_samples(self._store, self._checkpoint)
         batches = list(zip(inputs.to(self._device).split(BATCH), targets.to(self._device).split(BATCH), strict=True))
 
         def losses(parameters: Mapping[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+            between()
             weights = {f"model.{name}": value for name, value in parameters.items()}
             values: Tensor = functional_call(self._function, weights, (batch,))
             return values

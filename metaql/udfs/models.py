@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ class Replay(Protocol):
     def checkpoint(self) -> int:
         """Whose weights it has."""
 
-    def hessian(self) -> Hessian:
+    def hessian(self, between: Callable[[], None]) -> Hessian:
         """That of the mean loss over the training samples, over the layers' laid-out gradients one after another."""
 
 
@@ -65,10 +66,13 @@ class Model:
         """Whose weights it has."""
         return self._replay.checkpoint
 
-    def solve(self, method: str, vector: Tensor, damping: float) -> Tensor:
-        """(H + damping)⁻¹ v, H being the training loss' Hessian and v the layers' laid-out gradients; float64."""
+    def solve(self, method: str, vector: Tensor, damping: float, go_on: Callable[[], None]) -> Tensor:
+        """(H + damping)⁻¹ v, H being the training loss' Hessian and v the layers' laid-out gradients; float64.
+
+        ``go_on`` is the session's, which raises when nothing shall go on.
+        """
         with self._lock:
-            self._hessian = self._hessian or self._replay.hessian()
+            self._hessian = self._hessian or self._replay.hessian(go_on)
             if method == CG:
                 return cg(self._hessian, vector.double(), damping)
             if method == LISSA:

@@ -46,6 +46,7 @@ class Preconditioned:
         return {layer.name: self._compute(session, layer) for layer in layers}
 
     def _compute(self, session: Session, layer: Layer) -> Block:
+        session.work.go_on()
         block = self.gradient.compute(session, (layer,), as_factors=False)[layer.name]
         assert isinstance(block, Full)
         return Full(self.fitted.layers[layer.name].precondition(block.gradient, self.damping))

@@ -47,6 +47,6 @@ class Solved:
         every = self.space.layers
         blocks = self.gradient.compute(session, every, as_factors=False)
         parts = [lay_out(layer, blocks[layer.name])[0] for layer in every]
-        found = session.model(self.model).solve(self.method, torch.cat(parts), self.damping)
+        found = session.model(self.model).solve(self.method, torch.cat(parts), self.damping, session.work.go_on)
         pieces = found.to(parts[0]).split([layer.width for layer in every])
         return {layer.name: Full(piece.unsqueeze(0)) for layer, piece in zip(every, pieces, strict=True)}

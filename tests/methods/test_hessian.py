@@ -103,6 +103,26 @@ def test_damping_has_to_be_positive(solve):
         solve(hessian, torch.ones(hessian.width, dtype=torch.float64), 0.0)
 
 
+class OnceOnly(torch.autograd.Function):
+    """A square with no second derivative."""
+
+    @staticmethod
+    def forward(ctx, values):
+        ctx.save_for_backward(values)
+        return values.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * gradient * ctx.saved_tensors[0]
+
+
+def test_what_can_t_be_differentiated_twice():
+    hessian = Hessian(lambda values, batch: OnceOnly.apply(values["w"]).square(), {"w": torch.ones(3)}, [None])
+    with pytest.raises(QueryError, match="can't be differentiated twice, which its Hessian takes"):
+        hessian.times(torch.ones(3))
+
+
 def test_zero_stays_zero():
     hessian, _ = make(None, batches=1)
     zero = torch.zeros(hessian.width, dtype=torch.float64)

@@ -260,6 +260,15 @@ def test_solvers_invert_the_hessian(convex, method):
         np.testing.assert_allclose(scores, gradients(db, "train") @ inverse @ mean, rtol=1e-3, atol=1e-4)
 
 
+def test_solvers_stop(convex):
+    with metaql.connect(convex[0], model=linear()) as db:
+        session = find(db._session)
+        model, vector = session.model(), torch.ones(15, dtype=torch.float64)
+        with session.work.stopped(), pytest.raises(InterruptedError):
+            model.solve("cg", vector, 0.1, session.work.go_on)
+        assert bool(model.solve("cg", vector, 0.1, session.work.go_on).isfinite().all())
+
+
 def test_solvers_say_what_they_need(convex, db, path):
     solved = "SELECT norm(precondition(gradient, 'cg', damping := 0.1)) FROM validation"
     with metaql.connect(convex[0]) as without, pytest.raises(duckdb.Error, match=r"there is none: pass it as model="):
