@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaql.errors import QueryError
 
+_ONCE = "the model can't be differentiated twice, which its Hessian takes: {}. Use 'ekfac', which needs no Hessian"
 Losses = Callable[[Mapping[str, Tensor], Any], Tensor]
 
 
@@ -24,6 +25,8 @@ class Hessian:
         self._losses = losses
         self._parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
         self._batches = batches
+        # Whether the graph was looked through, which takes as long as a small product.
+        self._is_whole = False
         self.width = sum(value.numel() for value in self._parameters.values())
 
     @property
@@ -49,10 +52,15 @@ class Hessian:
         # Fused attention can't be differentiated twice.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             losses = self._losses(self._parameters, self._batches[number])
-            first = _differentiated(losses.sum(), values, create_graph=True)
+            # Not for their own sake, but so that functions with no second derivative know that one is asked for.
+            ones = torch.ones_like(losses, requires_grad=True)
+            first = _differentiated((losses * ones).sum(), values, create_graph=True)
             slope = sum((one * other).sum() for one, other in zip(first, self._split(vector), strict=True))
         if not (isinstance(slope, Tensor) and slope.requires_grad):
             return torch.zeros_like(vector), len(losses)
+        if not self._is_whole:
+            _require_whole(slope)
+            self._is_whole = True
         second = _differentiated(slope, values)
         return torch.cat([each.flatten() for each in second]).to(vector), len(losses)
 
@@ -69,7 +77,20 @@ def _differentiated(value: Tensor, values: Sequence[Tensor], create_graph: bool 
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise QueryError(
-            f"the model can't be differentiated twice, which its Hessian takes: {error}. Use 'ekfac', which needs no"
-            " second derivatives"
-        ) from error
+        raise QueryError(_ONCE.format(error)) from error
+
+
+def _require_whole(slope: Tensor) -> None:
+    """QueryError where a function of the model's own ends the graph of the first derivative.
+
+    Autograd raises only if it comes across that end, and takes what lies behind it for constant.
+    """
+    seen, pending = set(), [slope.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        if type(node).__name__ == "Error":
+            raise QueryError(_ONCE.format("a function in it is marked once_differentiable"))
+        seen.add(node)
+        pending += [following for following, _ in node.next_functions]

@@ -117,10 +117,17 @@ class OnceOnly(torch.autograd.Function):
         return 2 * gradient * ctx.saved_tensors[0]
 
 
-def test_what_can_t_be_differentiated_twice():
-    hessian = Hessian(lambda values, batch: OnceOnly.apply(values["w"]).square(), {"w": torch.ones(3)}, [None])
+def aligned(values):
+    """A loss of torch's own that has a first derivative only."""
+    chances = values.reshape(2, 1, 3).log_softmax(-1)
+    return F.ctc_loss(chances, torch.tensor([[1]]), (2,), (1,), reduction="none")
+
+
+@pytest.mark.parametrize("loss", [OnceOnly.apply, lambda values: OnceOnly.apply(values).square(), aligned])
+def test_what_can_t_be_differentiated_twice(loss):
+    hessian = Hessian(lambda values, batch: loss(values["w"]), {"w": torch.ones(6)}, [None])
     with pytest.raises(QueryError, match="can't be differentiated twice, which its Hessian takes"):
-        hessian.times(torch.ones(3))
+        hessian.times(torch.ones(6))
 
 
 def test_zero_stays_zero():
