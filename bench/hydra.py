@@ -151,9 +151,9 @@ def main() -> int:
         cost(report, Path(folder), sizes)
         classes(report, Path(folder) / FULL_RECORDING, sizes)
         truth(report, Path(folder), 300, 50, [2, 5, 10, 20, 40])
-    grow(report, sizes)
+    grow(report, sizes, [5, 10, 20] if options.full else [10, 20, 40])
     for share in (0.01, 0.1, 0.5, 0.8):
-        wrong_labels.measure(report, share, 10_000 if options.full else 4000, 12 if options.full else 8)
+        wrong_labels.measure(report, share, 20_000 if options.full else 4000, 12)
     judge(report)
     remarks(report)
     parts = {"cost": COST, "growth": GROWTH, "truth": TRUTH, "labels": wrong_labels.COLUMNS}

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -167,10 +167,9 @@ def cost(report: Report, folder: Path, sizes: Sizes) -> None:
         )
 
 
-def grow(report: Report, sizes: Sizes) -> None:
-    """Adds rows of fresh processes that record, and then query, for a quarter of the epochs, half and all of them."""
-    most = sizes.training.epochs
-    for epochs in (most // 4, most // 2, most):
+def grow(report: Report, sizes: Sizes, lengths: Sequence[int]) -> None:
+    """Adds rows of fresh processes that record, and then query, so many epochs."""
+    for epochs in lengths:
         with tempfile.TemporaryDirectory() as folder:
             arguments = [str(each) for each in (sizes.samples, sizes.validation, epochs, folder)]
             measured = {**fresh("record", *arguments), **fresh("query", *arguments)}

@@ -68,7 +68,7 @@ def measure(report: Report, share: float, samples: int, epochs: int) -> None:
                     recorder.collect(TensorDataset(images, labels), "train")
                     recorder.collect(TensorDataset(test_images[:QUERIES], test_labels[:QUERIES]), "validation")
 
-            training = Training(epochs, rate=0.02)
+            training = Training(epochs, batch=32, rate=0.02)
             training.run(model, images, labels, recorder.step, after_epoch)
         held_back = slice(QUERIES, QUERIES + 3000)
         reached = accuracy(model, test_images[held_back], test_labels[held_back])

@@ -54,7 +54,7 @@ def test_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hydra.cost(report, tmp_path, sizes)
     hydra.classes(report, tmp_path / hydra.FULL_RECORDING, sizes)
     hydra.truth(report, tmp_path, 12, 3, [1])
-    hydra.grow(report, sizes)
+    hydra.grow(report, sizes, [1, 2])
     wrong_labels.measure(report, 0.1, 40, 4)
     hydra.judge(report)
     hydra.remarks(report)
@@ -65,7 +65,7 @@ def test_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cost = {row["recorded"]: row for row in rows if row["section"] == "cost"}
     assert cost["all, float32"]["spearman"] == pytest.approx(1)
     assert cost["one update in 2"]["bytes"] < 0.8 * cost["all, float32"]["bytes"]
-    assert [row["rows"] for row in rows if row["section"] == "growth"] == [20, 40, 80]
+    assert [row["rows"] for row in rows if row["section"] == "growth"] == [20, 40]
 
 
 def test_wrong_influence_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
