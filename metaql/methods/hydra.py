@@ -9,10 +9,11 @@ with numbers ``weight_t`` that the optimizer's settings alone decide. They come 
 updates. With a and b the adjoints of a weight and of its momentum buffer, h the adjoint of the gradient that SGD is
 given, and lr η, momentum μ, dampening d, weight decay λ:
 
-    q = b - η a (μ if nesterov, else 1);    h = κ q - (η a if nesterov, else 0);    κ = 1 if fresh or μ = 0, else 1 - d
-    a ← a + λ h;                            b ← 0 if fresh or μ = 0, else μ q
+    q = b - η a (μ if nesterov, else 1);    h = κ q - (η a if nesterov, else 0);    κ = 1 if fresh, else 1 - d
+    a ← a + λ h;                            b ← 0 if fresh, else μ q
 
-from a = 1 and b = 0 after the last update. Positive helps: more of the sample would have lowered the test loss.
+from a = 1 and b = 0 after the last update; where μ = 0, h = -η a and b stays. Positive helps: more of the sample would
+have lowered the test loss.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def step_weights(passes: Sequence[Pass], updates: int) -> list[float]:
     what the update was.
     """
     used = [each for each in passes if each.update is not None and each.update <= updates]
-    _require_known(used, passes)
+    _require_known(used)
     adjoints = _adjoints({each.update: each for each in used if each.update is not None})
     return [_weight(each, adjoints) for each in passes]
 
@@ -62,13 +63,17 @@ def _adjoints(updates: dict[int, Pass]) -> dict[int, float]:
     for number in sorted(updates, reverse=True):
         settings = updates[number]
         momentum = settings.momentum or 0.0
-        starts = bool(settings.buffer_fresh) or momentum == 0
         step = settings.learning_rate * a
-        q = b - step * (momentum if settings.nesterov else 1.0)
-        h = (1.0 if starts else 1.0 - (settings.dampening or 0.0)) * q - (step if settings.nesterov else 0.0)
+        if momentum == 0:
+            # A buffer that is there stays as it is.
+            h = -step
+        else:
+            q = b - step * (momentum if settings.nesterov else 1.0)
+            fresh = bool(settings.buffer_fresh)
+            h = (1.0 if fresh else 1.0 - (settings.dampening or 0.0)) * q - (step if settings.nesterov else 0.0)
+            b = 0.0 if fresh else momentum * q
         found[number] = h
         a += (settings.weight_decay or 0.0) * h
-        b = 0.0 if starts else momentum * q
     return found
 
 
@@ -81,22 +86,26 @@ def _weight(one: Pass, adjoints: dict[int, float]) -> float:
     return sign * adjoints[one.update] * one.sample_factor * one.gradient_factor
 
 
-def _require_known(used: Sequence[Pass], passes: Sequence[Pass]) -> None:
-    if passes and not any(each.update is not None for each in passes):
+def require_updates(passes: Iterable[Pass]) -> None:
+    """QueryError if no pass of any group went into an update."""
+    if all(each.update is None for each in passes):
         raise QueryError(
             "no recorded step went into an update of the optimizer that recorder.step was given, so no step moved the "
             "weights. Pass the optimizer whose step() the training loop calls"
         )
+
+
+def _require_known(used: Sequence[Pass]) -> None:
     others = sorted({each.optimizer or "an unknown optimizer" for each in used} - {SGD})
     if others:
         raise QueryError(
-            f"HYDRA is known for torch.optim.SGD, and this run was trained with {', '.join(others)}, whose updates "
-            "are no sum of gradients with known weights. tracin(…) and in_run(…) take any optimizer"
+            f"HYDRA is known for one torch.optim.SGD, and this run was trained with {' and '.join(others)}: its "
+            "updates are no sum of gradients with known weights. tracin(…) takes any optimizer"
         )
-    if apart := [each.step for each in used if each.buffer_fresh is None and each.momentum]:
+    if apart := [each.step for each in used if each.buffer_fresh is None and (each.momentum or each.weight_decay)]:
         raise QueryError(
-            f"at {_steps(apart)} some parameters of a group had a gradient or a momentum buffer and others had none: "
-            "give them parameter groups of their own"
+            f"at {_steps(apart)} some parameters of a group had a gradient or a momentum buffer and others had none, "
+            "so that they were not updated alike: give them parameter groups of their own"
         )
     require_factors(used)
 
@@ -107,12 +116,12 @@ def require_factors(passes: Sequence[Pass]) -> None:
         (
             [each for each in passes if each.step is not None and each.sample_factor is None],
             "the samples had different factors in the loss at {}, which are not kept: this needs batches with "
-            "reduction='mean', 'sum' or one factor for all samples",
+            "reduction='mean', 'sum' or one factor for all samples, and ranks with batches of one size",
         ),
         (
             [each for each in passes if each.step is not None and each.gradient_factor is None],
             "something other than a common factor changed the gradients between the backward pass and the update at "
-            "{} (clip_grad_value_, noise): their part in the update is not known",
+            "{} (clip_grad_value_, noise, a pass that was not recorded): their part in the update is not known",
         ),
     ):
         if missing:

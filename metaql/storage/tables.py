@@ -143,12 +143,16 @@ def steps(store: Store) -> Any:
 
 
 def parameter_groups(store: Store) -> list[list[str]] | None:
-    """The recorded parameters of each parameter group, last on; None without steps that say so.
+    """The recorded parameters of each parameter group; None without steps, or where groups changed between them.
 
-    QueryError is not raised here: groups that changed meanwhile are those of the last step.
+    Groups may have been added.
     """
-    found = [file.schema.metadata.get(PARAMETER_GROUPS) for file in _step_files(store) if file.schema.metadata]
-    return json.loads(found[-1]) if found and found[-1] else None
+    noted = [(file.schema.metadata or {}).get(PARAMETER_GROUPS, b"null") for file in _step_files(store)]
+    found = [json.loads(each) for each in dict.fromkeys(noted)]
+    if not found or any(each is None or each != found[-1][: len(each)] for each in found):
+        return None
+    last: list[list[str]] = found[-1]
+    return last
 
 
 def _step_files(store: Store) -> list[Any]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from metaql.udfs.hydra_weights import HYDRA_WEIGHTS
 from metaql.udfs.operators import Asked, Operator
 from metaql.udfs.quoting import literal
-from metaql.udfs.trajectories import newest_checkpoint, query_in_group, schema, steps_of
+from metaql.udfs.trajectories import query_in_group, query_side, schema, steps_of
 
 
 def _sides(asked: Asked) -> dict[str, str]:
+    query, checkpoint = query_side(asked)
     weights = (
         f"(SELECT unnest({HYDRA_WEIGHTS}({literal(asked.source.name)}, checkpoint), recursive := true)"
-        f" FROM {schema(asked)}.checkpoints WHERE checkpoint = {newest_checkpoint(asked, 'query')})"
+        f" FROM {schema(asked)}.checkpoints WHERE checkpoint = {checkpoint})"
     )
     return {
         "train": steps_of(asked, "train"),
-        "query": asked.side("query"),
+        "query": query,
         "weights": weights,
         "mean": query_in_group(asked, "query.mean", "weights.parameters"),
     }

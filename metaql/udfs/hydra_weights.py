@@ -5,13 +5,14 @@ DuckDB has no table functions in Python: this returns the rows as a list.
 
 from __future__ import annotations
 
+import glob
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from metaql.errors import QueryError
-from metaql.methods.hydra import Pass, step_weights
+from metaql.methods.hydra import Pass, require_updates, step_weights
 from metaql.storage import tables
 from metaql.storage.arrow_arrays import column, primitive
 from metaql.storage.store import Store
@@ -41,15 +42,26 @@ def hydra_weights(session: Session) -> Function:
     return Function(HYDRA_WEIGHTS, ("VARCHAR", "BIGINT"), _RETURNS, evaluate)
 
 
-def group_patterns(store: Store) -> list[str]:
-    """For each parameter group the pattern that selects its parameters: ``*`` where there is one group.
+def group_patterns(store: Store) -> list[str | None]:
+    """For each parameter group the pattern that selects its recorded parameters; None where it has none.
 
-    '' stands for a group without recorded parameters.
+    QueryError where the groups are not known, or changed while training.
     """
     groups = tables.parameter_groups(store)
     if groups is None:
-        return []
-    return ["*"] if len(groups) == 1 else [OR.join(group) for group in groups]
+        raise QueryError(
+            "the optimizer's parameter groups changed between the recorded steps, or two optimizers took turns: which "
+            "settings a parameter was updated with is not known. Record runs with other groups into stores of their own"
+        )
+    recorded = {parameter.name for layer in store.layers for parameter in layer.parameters}
+    return [_pattern(group, recorded) for group in groups]
+
+
+def _pattern(group: list[str], recorded: set[str]) -> str | None:
+    own = [name for name in group if name in recorded]
+    if not own:
+        return None
+    return "*" if len(own) == len(recorded) else OR.join(glob.escape(name) for name in own)
 
 
 def _rows(store: Store, checkpoint: int) -> list[tuple[Any, ...]]:
@@ -58,14 +70,17 @@ def _rows(store: Store, checkpoint: int) -> list[tuple[Any, ...]]:
     if not by_group:
         return []
     updates, patterns = updates_at(store, checkpoint), group_patterns(store)
+    require_updates(each for own in by_group.values() for each in own)
     rows: list[tuple[Any, ...]] = []
     for group, own in by_group.items():
-        pattern = _pattern(patterns, group)
-        rows += [
-            (one.step, group, pattern, weight)
-            for one, weight in zip(own, step_weights(own, updates), strict=True)
-            if one.step is not None
-        ]
+        pattern = patterns[group]
+        if pattern is not None:
+            weights = step_weights(own, updates)
+            rows += [
+                (one.step, group, pattern, weight)
+                for one, weight in zip(own, weights, strict=True)
+                if one.step is not None
+            ]
     return rows
 
 
@@ -90,12 +105,3 @@ def updates_at(store: Store, checkpoint: int) -> int:
             "query samples there"
         )
     return updates
-
-
-def _pattern(patterns: list[str], group: int) -> str:
-    if group >= len(patterns):
-        raise QueryError(
-            f"the steps are of {group + 1} or more parameter groups, and the last of them of {len(patterns)}: HYDRA "
-            "needs groups that stay as they are while training"
-        )
-    return patterns[group]

@@ -6,6 +6,7 @@ from metaql.errors import QueryError
 from metaql.methods.hydra import require_factors
 from metaql.udfs.hydra_weights import group_patterns, passes
 from metaql.udfs.operators import Asked, Operator
+from metaql.udfs.quoting import literal
 from metaql.udfs.trajectories import query_in_group, schema, steps_of
 
 
@@ -26,8 +27,9 @@ def _sides(asked: Asked) -> dict[str, str]:
 
 def _patterns(asked: Asked) -> str:
     """The pattern of a row's parameter group, as SQL."""
-    listed = ", ".join("'" + each.replace("'", "''") + "'" for each in group_patterns(asked.source.store))
-    return f"[{listed}][steps.parameter_group + 1]"
+    patterns = group_patterns(asked.source.store)
+    listed = ", ".join("NULL" if each is None else literal(each) for each in patterns)
+    return f"([{listed}]::VARCHAR[])[steps.parameter_group + 1]"
 
 
 IN_RUN = Operator(

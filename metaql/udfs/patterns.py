@@ -1,8 +1,8 @@
 """The vector space of a store's gradients, and its parts named by patterns over parameter names.
 
 A pattern is a shell glob (``*``, ``?``, ``[abc]``) that matches a parameter's whole name, ``fc1.weight``; the
-name of a module that holds it, ``fc1``, stands for all its parameters. Patterns joined by `` | `` select what any
-of them selects, and those joined by `` & `` what all of them select; `` | `` binds more tightly.
+name of a module that holds it, ``fc1``, stands for all its parameters. Patterns joined by ``|`` select what any
+of them selects, and those joined by `` & `` what all of them select; ``|`` binds more tightly.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Space:
 
     def _select(self, pattern: str) -> tuple[Chosen, ...]:
         globs = pattern.split(AND) if pattern else []
-        for glob in (one for each in globs for one in each.split(OR)):
+        for glob in (one for each in globs for one in alternatives(each)):
             if not any(matches(glob, name) for name in self._home):
                 raise UnknownNameError(self._unknown(glob))
         chosen = []
@@ -151,11 +151,16 @@ class Space:
             )
 
 
+def alternatives(globs: str) -> list[str]:
+    """Those joined by ``|``, with or without spaces around it."""
+    return [each.strip() for each in globs.split("|")]
+
+
 def matches(globs: str, name: str) -> bool:
     """Whether one of the globs, joined by ``|``, matches a parameter's name, or that of a module that holds it."""
     parts = name.split(".")
     names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-    return any(fnmatchcase(each, glob) for glob in globs.split(OR) for each in names)
+    return any(fnmatchcase(each, glob) for glob in alternatives(globs) for each in names)
 
 
 def _globs(pattern: str) -> list[str]:

@@ -10,7 +10,9 @@ from metaql.udfs.trajectories import checkpoints_of, schema
 def _sides(asked: Asked) -> dict[str, str]:
     found = {side: checkpoints_of(asked, side) for side in ("train", "query")}
     _require_rates(asked)
-    return {**found, "checkpoints": f"{schema(asked)}.checkpoints"}
+    maximizes = any("maximize" in each.settings for each in asked.source.store.manifest.checkpoints)
+    sign = "CASE WHEN checkpoints.maximize THEN -1 ELSE 1 END * " if maximizes else ""
+    return {**found, "checkpoints": f"{schema(asked)}.checkpoints", "rate": f"{sign}checkpoints.learning_rate"}
 
 
 def _require_rates(asked: Asked) -> None:
@@ -22,7 +24,7 @@ def _require_rates(asked: Asked) -> None:
     splits = [str(text).lower() for text in (asked.call.train, asked.call.query)]
     common = at.get(splits[0], set()) & at.get(splits[1], set())
     rates = {each.number: each.settings.get("learning_rate") for each in manifest.checkpoints}
-    unknown = sorted(number for number in common if not isinstance(rates.get(number), int | float))
+    unknown = sorted(number for number in common if type(rates.get(number)) not in (int, float))
     if not common:
         raise QueryError(
             f"tracin(…): {asked.call.train} and {asked.call.query} have no checkpoint in common at which both were "
@@ -39,7 +41,7 @@ def _require_rates(asked: Asked) -> None:
 TRACIN = Operator(
     "tracin",
     ("sample_id", "influence"),
-    "SELECT train.sample_id, sum(checkpoints.learning_rate * inner_product(train.gradient, query.mean)) AS influence"
+    "SELECT train.sample_id, sum({rate} * inner_product(train.gradient, query.mean)) AS influence"
     " FROM {train} AS train JOIN (SELECT query.checkpoint, avg({query_gradient}) AS mean FROM {query} AS query"
     " GROUP BY query.checkpoint) AS query USING (checkpoint)"
     " JOIN {checkpoints} AS checkpoints USING (checkpoint) GROUP BY train.sample_id",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from metaql.errors import QueryError
 from metaql.storage.manifest import Collection
 from metaql.udfs.hydra_weights import group_patterns
@@ -34,25 +36,34 @@ def checkpoints_of(asked: Asked, side: str) -> str:
     )
 
 
-def newest_checkpoint(asked: Asked, side: str) -> int:
-    """The checkpoint that the argument means: the one asked for, the newest of the split, or the newest of all."""
-    if asked.call.checkpoint is not None:
-        return asked.call.checkpoint
-    text = getattr(asked.call, side) or ""
-    recorded = [(each.split, each.checkpoint) for each in _collections(asked) if each.checkpoint is not None]
-    own = [number for split, number in recorded if split.lower() == text.lower()]
-    if not recorded:
+def query_side(asked: Asked) -> tuple[str, int]:
+    """What stands for ``query`` in FROM, and the checkpoint whose gradients it has.
+
+    Of a SELECT that is only known where there is one checkpoint, or where the call says it.
+    """
+    collected = [(each.split.lower(), each.checkpoint) for each in _collections(asked) if each.checkpoint is not None]
+    if not collected:
         raise QueryError(
             f"{asked.name}(…): no gradients were collected at a checkpoint. Call recorder.checkpoint(optimizer) after "
-            f"the steps and recorder.collect({text or 'validation'!r}) there"
+            "the steps, and recorder.collect(…, 'validation') there"
         )
-    return max(own or [number for _, number in recorded])
+    text, given = asked.call.query, asked.call.checkpoint
+    own = [number for split, number in collected if text is not None and split == text.lower()]
+    if own:
+        return asked.side("query"), max(own) if given is None else given
+    among = {number for _, number in collected} if given is None else {given}
+    if len(among) > 1:
+        raise QueryError(
+            f"{asked.where('query')}: there are gradients at the checkpoints {', '.join(map(str, sorted(among)))}. Say "
+            "at which those of the query are, with checkpoint := …"
+        )
+    plain = replace(asked, call=replace(asked.call, checkpoint=None))
+    return plain.side("query"), among.pop()
 
 
 def query_in_group(asked: Asked, gradient: str, parameters: str) -> str:
-    """The query side of a term, as SQL: restricted to a parameter group where there are several."""
-    several = len(group_patterns(asked.source.store)) > 1
-    return f"layers({gradient}, {parameters})" if several else gradient
+    """The query side of a term, as SQL: of one parameter group, where that is not all that is recorded."""
+    return gradient if group_patterns(asked.source.store) == ["*"] else f"layers({gradient}, {parameters})"
 
 
 def _collections(asked: Asked) -> tuple[Collection, ...]:

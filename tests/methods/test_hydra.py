@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 import metaql
 from metaql.errors import QueryError, RecordingError
-from metaql.methods.hydra import Pass, step_weights
+from metaql.methods.hydra import Pass, require_updates
 
 SAMPLES, BATCH = 12, 4
 
@@ -48,7 +49,7 @@ class Direct:
         self.derivatives = [[torch.zeros_like(each) for each in model.parameters()] for _ in range(SAMPLES)]
         self.buffers: list[list[Tensor | None]] = [[None for _ in model.parameters()] for _ in range(SAMPLES)]
 
-    def update(self, optimizer: torch.optim.Optimizer, shares: dict[int, list[Tensor]]) -> None:
+    def update(self, optimizer: Any, shares: dict[int, list[Tensor]]) -> None:
         """``shares``: what each sample of the batch added to the gradient of this update."""
         place = {id(each): number for number, each in enumerate(self.model.parameters())}
         for group in optimizer.param_groups:
@@ -273,7 +274,7 @@ def test_weights_are_of_the_checkpoint_of_the_query_side(tmp_path: Path) -> None
     for number, each in enumerate(expected, start=1):
         assert_equal(influence(tmp_path / "store", f"SELECT * FROM hydra(checkpoint := {number})"), each)
     assert_equal(influence(tmp_path / "store", "SELECT * FROM hydra(layers := '*')"), expected[-1])
-    query = "SELECT * FROM hydra(query := 'SELECT * FROM validation WHERE sample_id = 1')"
+    query = "SELECT * FROM hydra(query := 'SELECT * FROM validation WHERE sample_id = 1', checkpoint := 2)"
     single = gradients(model, torch.tensor([SAMPLES + 1]))[0]
     assert_equal(influence(tmp_path / "store", query), direct.influence(single))
 
@@ -313,6 +314,211 @@ def test_tracin(tmp_path: Path) -> None:
                 product = sum((a * b).sum() for a, b in zip(own, query, strict=True))
                 expected[sample] += 0.05 / (number + 1) * product
     assert_equal(influence(tmp_path / "store", "SELECT * FROM tracin()"), expected)
+
+
+def recorded(path: Path, model: nn.Module, **options: Any) -> metaql.Recorder:
+    return metaql.Recorder(model, path, dtype="float64", **options)
+
+
+def test_parameters_that_the_optimizer_does_not_have_are_not_moved(tmp_path: Path) -> None:
+    model = network()
+    direct = Direct(model)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.3, momentum=0.9)
+    with recorded(tmp_path / "store", model) as recorder:
+        for step in range(4):
+            model.zero_grad()
+            direct.update(optimizer, one_step(recorder, model, optimizer, torch.arange(4) + step))
+            optimizer.step()
+        finish(recorder, optimizer)
+    assert_equal(influence(tmp_path / "store", "SELECT * FROM hydra()"), direct.influence(query_mean(model)))
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_groups_of_which_some_are_not_recorded(layer: int, tmp_path: Path) -> None:
+    model = network()
+    direct = Direct(model)
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters(), "lr": 0.01}, {"params": model[2].parameters(), "lr": 0.5}]
+    )
+    with recorded(tmp_path / "store", model, layers=[str(layer)]) as recorder:
+        for step in range(4):
+            optimizer.zero_grad()
+            direct.update(optimizer, one_step(recorder, model, optimizer, torch.arange(4) + step))
+            optimizer.step()
+        finish(recorder, optimizer)
+    query = [
+        each if name.startswith(str(layer)) else each * 0
+        for each, (name, _) in zip(query_mean(model), model.named_parameters(), strict=True)
+    ]
+    assert_equal(influence(tmp_path / "store", "SELECT * FROM hydra()"), direct.influence(query))
+
+
+class Heads(nn.Module):
+    """A body with two heads, of which a batch uses one or the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.heads = nn.Linear(5, 4), nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+        self.used = 0
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads[self.used](torch.tanh(self.body(x)))
+
+
+def own_gradients(model: Heads, ids: Tensor) -> list[list[Tensor]]:
+    inputs, targets = data()
+    rows = []
+    for each in ids.tolist():
+        loss = F.cross_entropy(model(inputs[each : each + 1]), targets[each : each + 1])
+        found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), found, strict=True)])
+    return rows
+
+
+@dataclass
+class WithGradients:
+    """The groups of an optimizer that an update changes."""
+
+    param_groups: list[dict[str, Any]]
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_groups_without_gradients_stay_as_they_are(accumulates: bool, tmp_path: Path) -> None:
+    model = Heads()
+    direct = Direct(model)
+    inputs, targets = data()
+    groups = [{"params": each.parameters()} for each in (model.body, *model.heads)]
+    optimizer = torch.optim.SGD(groups, lr=0.3, momentum=0.9, weight_decay=0.1, nesterov=True)
+    with recorded(tmp_path / "store", model) as recorder:
+        for step in range(6):
+            optimizer.zero_grad()
+            shares: dict[int, list[Tensor]] = {}
+            for used in (0, 1) if accumulates else (step % 2,):
+                model.used = used
+                ids = (torch.arange(4) + step + 4 * used) % SAMPLES
+                rows = own_gradients(model, ids)
+                shares |= {sample: [each / 4 for each in row] for sample, row in zip(ids.tolist(), rows, strict=True)}
+                with recorder.step(ids, optimizer):
+                    F.cross_entropy(model(inputs[ids]), targets[ids]).backward()
+            there = [group for group in optimizer.param_groups if group["params"][0].grad is not None]
+            direct.update(WithGradients(there), shares)
+            optimizer.step()
+        finish(recorder, optimizer)
+    query = mean(own_gradients(model, torch.arange(SAMPLES, SAMPLES + 3)))
+    assert_equal(influence(tmp_path / "store", "SELECT * FROM hydra()"), direct.influence(query))
+
+
+def test_momentum_that_is_off_for_a_while(tmp_path: Path) -> None:
+    model = network()
+    direct, optimizer = Direct(model), sgd(model)
+    with recorded(tmp_path / "store", model) as recorder:
+        for step in range(9):
+            optimizer.param_groups[0]["momentum"] = 0.0 if step in (3, 4) else 0.8
+            optimizer.zero_grad()
+            direct.update(optimizer, one_step(recorder, model, optimizer, (torch.arange(4) + step) % SAMPLES))
+            optimizer.step()
+        finish(recorder, optimizer)
+    assert_equal(influence(tmp_path / "store", "SELECT * FROM hydra()"), direct.influence(query_mean(model)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaled_loss(fused: bool, tmp_path: Path) -> None:
+    model = network().float()
+    inputs, targets = data()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with metaql.Recorder(model, tmp_path / "store") as recorder:
+        for step in range(2):
+            optimizer.zero_grad()
+            ids = torch.arange(4) + step
+            with recorder.step(ids, optimizer):
+                scaler.scale(F.cross_entropy(model(inputs[ids].float()), targets[ids])).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    steps = influence(tmp_path / "store", "SELECT step, gradient_factor FROM steps")
+    assert steps == {1: pytest.approx(1.0), 2: pytest.approx(1.0)}
+
+
+def _reused(model: nn.Module, optimizer: torch.optim.Optimizer, recorder: metaql.Recorder) -> None:
+    for _ in range(2):
+        one_step(recorder, model, optimizer, torch.arange(4))
+        optimizer.step()
+
+
+def _twice(model: nn.Module, optimizer: torch.optim.Optimizer, recorder: metaql.Recorder) -> None:
+    one_step(recorder, model, optimizer, torch.arange(4))
+    optimizer.step()
+    optimizer.step()
+
+
+def _in_turns(model: nn.Module, optimizer: torch.optim.Optimizer, recorder: metaql.Recorder) -> None:
+    other = sgd(model)
+    for each in (optimizer, other, optimizer):
+        model.zero_grad()
+        one_step(recorder, model, each, torch.arange(4))
+        each.step()
+
+
+def _regrouped(model: nn.Module, optimizer: torch.optim.Optimizer, recorder: metaql.Recorder) -> None:
+    for each in (optimizer, torch.optim.SGD(TWO_GROUPS(model), lr=0.1)):
+        model.zero_grad()
+        one_step(recorder, model, each, torch.arange(4))
+        each.step()
+
+
+@pytest.mark.parametrize(
+    "loop, message",
+    [
+        (_reused, "used more than once"),
+        (_twice, "used more than once"),
+        (_in_turns, "taking turns"),
+        (_regrouped, "parameter groups changed"),
+    ],
+)
+def test_what_the_steps_do_not_tell_is_refused(loop: Callable[..., None], message: str, tmp_path: Path) -> None:
+    model = network()
+    optimizer = sgd(model)
+    with recorded(tmp_path / "store", model) as recorder:
+        loop(model, optimizer, recorder)
+        finish(recorder, optimizer)
+    with metaql.connect(tmp_path / "store") as db, pytest.raises(Exception, match=message):
+        db.sql("SELECT * FROM hydra()").fetchall()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_pass_within_the_update_is_a_closure(warm: bool, tmp_path: Path) -> None:
+    model = network()
+    direct = Direct(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    with recorded(tmp_path / "store", model) as recorder:
+        if warm:
+            direct.update(optimizer, one_step(recorder, model, optimizer, torch.arange(4)))
+            optimizer.step()
+        for step in range(3):
+
+            def closure(step: int = step) -> float:
+                optimizer.zero_grad()
+                direct.update(optimizer, one_step(recorder, model, optimizer, torch.arange(4) + step))
+                return 0.0
+
+            optimizer.step(closure)
+        finish(recorder, optimizer)
+    assert_equal(influence(tmp_path / "store", "SELECT * FROM hydra()"), direct.influence(query_mean(model)))
+
+
+def test_a_batch_of_which_no_sample_is_kept(tmp_path: Path) -> None:
+    model = network()
+    direct, optimizer = Direct(model), sgd(model)
+    with recorded(tmp_path / "store", model) as recorder:
+        for first in (0, 1, 2, 3, 4):
+            optimizer.zero_grad()
+            shares = one_step(recorder, model, optimizer, torch.arange(4) + first, keep={3})
+            direct.update(optimizer, {each: row for each, row in shares.items() if each == 3})
+            optimizer.step()
+        finish(recorder, optimizer)
+    assert_equal(influence(tmp_path / "store", "SELECT * FROM hydra()"), direct.influence(query_mean(model)))
 
 
 @pytest.mark.parametrize(
@@ -398,4 +604,4 @@ def test_the_pages_sql_runs_and_the_short_form_is_what_it_says(tmp_path: Path) -
 def test_steps_without_an_update_are_an_error() -> None:
     unused = Pass(1, "SGD", None, 0.1, 0.0, 0.0, 0.0, False, False, True, 0.5, None)
     with pytest.raises(QueryError, match=r"optimizer whose step\(\)"):
-        step_weights([unused], 1)
+        require_updates([unused])

@@ -64,17 +64,9 @@ def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
     return owner.__name__ if owner.__module__.startswith("torch.optim.") else f"{owner.__module__}.{owner.__qualname__}"
 
 
-def _is_fresh(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool | None:
-    """Whether the next update starts its momentum buffers anew; None where parameters of the group differ in that.
-
-    Parameters that have neither a gradient nor a buffer are no part of it.
-    """
-    has_buffer = {each: optimizer.state.get(each, {}).get("momentum_buffer") is not None for each in group["params"]}
-    updated = {has for each, has in has_buffer.items() if each.grad is not None}
-    left_out = any(has for each, has in has_buffer.items() if each.grad is None)
-    if len(updated) > 1 or (updated and left_out):
-        return None
-    return not any(updated) and not left_out
+def _is_fresh(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whether the next update starts its momentum buffers anew (or has none)."""
+    return all(optimizer.state.get(each, {}).get("momentum_buffer") is None for each in group["params"])
 
 
 def _plain(value: Any) -> Any:

@@ -54,7 +54,8 @@ class Chosen:
             raise RecordingError(
                 f"every is a whole number from 1 on, not {self.every!r}: 10 records each tenth update."
             )
-        if isinstance(self.keep, (list, tuple, Tensor, np.ndarray)) or not hasattr(self.keep or (), "__contains__"):
+        unfit = isinstance(self.keep, (str, list, tuple, Tensor, np.ndarray))
+        if unfit or not hasattr(self.keep or (), "__contains__"):
             raise RecordingError(
                 f"keep is a {type(self.keep).__name__}. Pass a set or a range of sample ids: each sample of each step "
                 "is looked up in it."
@@ -149,7 +150,8 @@ class Trajectory:
                 places = torch.from_numpy(kept.nonzero()[0])
                 blocks = {name: take(block, places) for name, block in blocks.items()}
                 ids, scale = ids[kept], scale[places]
-            require_finite(blocks, ids, self._dtype, scale)
+            if len(ids):
+                require_finite(blocks, ids, self._dtype, scale)
             turn.own = len(factors), _common(factors), int(self._is_due_after(blocks))
         self._append(ids, split, blocks, scale)
         self._warn_if_reordered(watched)

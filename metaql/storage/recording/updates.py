@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from metaql.storage.recording.gradient_samples import GradientSample
 from metaql.storage.recording.optimizers import optimizer_name, plain_optimizer, step_settings
 
-# So many numbers of each gradient show whether it was scaled between the backward pass and the update.
-_SHOWN = 1024
-_ROUNDING = 1e-3
-
 Row = dict[str, Any]
+
+_REUSED = ", whose gradients were used more than once"
+
+
+@dataclass
+class _Waiting:
+    """A pass whose gradients wait for an update; ``factor`` is what they were multiplied with so far, if one number."""
+
+    rows: list[Row]
+    factor: float | None = 1.0
 
 
 class Updates:
@@ -29,26 +38,37 @@ class Updates:
     def __init__(self, parameters: Mapping[str, nn.Parameter], made: int) -> None:
         self.made = made
         self.rows: list[Row] = []
+        # The recorded parameters of each group of the optimizers so far; None when they were not of one kind.
+        self.groups: list[list[str]] | None = []
         self._parameters = parameters
         self._optimizer: torch.optim.Optimizer | None = None
+        self._earlier: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._remark = ""
         self._handles: list[Any] = []
-        self._waiting: list[list[Row]] = []
+        self._waiting: list[_Waiting] = []
         self._scale = 1.0
-        self._shown: Tensor | None = None
-        self._settings: list[Row] = []
-        self._factor: float | None = None
+        self._sample: GradientSample | None = None
+        self._used: GradientSample | None = None
+        self._settings: list[Row] | None = None
+        self._reuses = False
+        self._seen: set[str] = set()
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Listens to the optimizer from now on, and to no other."""
         plain = plain_optimizer(optimizer)
-        if plain is self._optimizer:
-            return
+        if plain is not self._optimizer:
+            if plain in self._earlier:
+                self._remark = ", taking turns with another optimizer"
+            self._earlier.add(plain)
+            self._waiting, self._sample, self._used = [], None, None
         self.stop()
         self._optimizer = plain
+        # Anew for each pass, so that hooks of the user's come first.
         self._handles = [
             plain.register_step_pre_hook(lambda *_: self._before_update()),
             plain.register_step_post_hook(lambda *_: self._after_update()),
         ]
+        self._note_groups(plain)
 
     def stop(self) -> None:
         """Listens no more."""
@@ -58,10 +78,17 @@ class Updates:
 
     @contextmanager
     def around_pass(self) -> Iterator[None]:
-        """Within it a backward pass may run: if it begins with no gradients, those before it came to nothing."""
+        """Within it a backward pass may run, whose gradients come to those that are there when it begins."""
         handles: list[Any] = []
-        if self._waiting:
-            handles += [each.register_hook(self._note_beginning(each, handles)) for each in self._parameters.values()]
+
+        def begin(_: Tensor) -> None:
+            if handles:
+                self._begin()
+            for handle in handles:
+                handle.remove()
+            handles.clear()
+
+        handles += [each.register_hook(begin) for each in self._parameters.values()]
         try:
             yield
         finally:
@@ -73,85 +100,119 @@ class Updates:
         assert self._optimizer is not None
         rows = [self._row(settings, common) for settings in step_settings(self._optimizer)]
         self.rows += rows
-        self._waiting.append(rows)
-        self._scale, self._shown = scale, _shown(self._parameters.values())
-
-    @property
-    def groups(self) -> list[list[str]]:
-        """The recorded parameters of each group of the optimizer that is watched."""
-        assert self._optimizer is not None
-        names = {id(each): name for name, each in self._parameters.items()}
-        return [
-            [names[id(each)] for each in group["params"] if id(each) in names] for group in self._optimizer.param_groups
-        ]
+        self._waiting.append(_Waiting(rows))
+        self._scale, self._sample = scale, GradientSample.of(self._own)
 
     def take(self) -> list[Row]:
         """The rows so far; those of passes that wait come again once their update is made."""
-        rows, self.rows = [dict(row) for row in self.rows], [row for rows in self._waiting for row in rows]
+        rows, self.rows = [dict(row) for row in self.rows], [row for each in self._waiting for row in each.rows]
         return rows
+
+    @property
+    def _own(self) -> dict[str, nn.Parameter]:
+        """The recorded parameters that the optimizer updates."""
+        assert self._optimizer is not None
+        theirs = {id(each) for group in self._optimizer.param_groups for each in group["params"]}
+        return {name: each for name, each in self._parameters.items() if id(each) in theirs}
+
+    def _note_groups(self, optimizer: torch.optim.Optimizer) -> None:
+        names = {id(each): name for name, each in self._parameters.items()}
+        now = [[names[id(each)] for each in group["params"] if id(each) in names] for group in optimizer.param_groups]
+        if self.groups is not None:
+            # Groups may be added, as layers are thawed.
+            self.groups = now if now[: len(self.groups)] == self.groups else None
 
     def _row(self, settings: Row, common: Row) -> Row:
         assert self._optimizer is not None
-        name = optimizer_name(self._optimizer)
+        name = optimizer_name(self._optimizer) + self._remark
         return {**settings, **common, "optimizer": name, "updates": self.made, "update": None, "gradient_factor": None}
 
-    def _note_beginning(self, parameter: nn.Parameter, handles: list[Any]) -> Any:
-        def note(_: Tensor) -> None:
-            if not handles:
-                return
-            if parameter.grad is None or not bool(parameter.grad.any()):
-                self._waiting = []
-            for handle in handles:
-                handle.remove()
-            handles.clear()
+    def _begin(self) -> None:
+        """What became of the gradients so far, now that a pass adds to those that are there."""
+        own = self._own
+        if GradientSample.of(own) is None:
+            self._waiting = []
+        elif self._sample is not None:
+            self._multiply(self._sample.factor(own))
+        elif self._are_used(own):
+            self._remark = _REUSED
+        self._sample = self._used = None
+        self._reuses = False
 
-        return note
+    def _are_used(self, own: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the gradients are those that an update has used; the next one uses them too if nobody clears them."""
+        return self._used is not None and self._used.factor(own) is not None
 
     def _before_update(self) -> None:
         assert self._optimizer is not None
+        own = self._own
         self._settings = step_settings(self._optimizer)
-        self._factor = self._compared()
+        for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
+            members = {id(each) for each in group["params"]}
+            of_group = {name: each for name, each in own.items() if id(each) in members}
+            settings["buffer_fresh"], settings["is_updated"] = self._state_of(of_group)
+        if self._sample is not None:
+            # A fused update takes the GradScaler's factor off by itself.
+            inside = getattr(self._optimizer, "grad_scale", None)
+            self._take_factor(self._scale / (1.0 if inside is None else float(inside)))
+        else:
+            # Unless a closure begins anew.
+            self._reuses = self._are_used(own)
+        self._used = GradientSample.of(own)
 
     def _after_update(self) -> None:
-        self.made += 1
-        if self._shown is not None:
+        assert self._optimizer is not None
+        skipped = getattr(self._optimizer, "found_inf", None)
+        if skipped is not None and bool(skipped):
+            self._waiting = []
+            return
+        if self._sample is not None:
             # The pass ran within the update, which called it as its closure.
-            self._factor = self._compared()
-        about = {"update": self.made, "gradient_factor": self._factor}
-        for rows in self._waiting or [self._unseen()]:
-            for row, settings in zip(rows, self._settings, strict=True):
-                row.update(settings, **about)
+            self._take_factor(self._scale)
+        if self._reuses:
+            self._remark, self._reuses = _REUSED, False
+        settings = self._settings or [
+            {**each, "buffer_fresh": None, "is_updated": True} for each in step_settings(self._optimizer)
+        ]
+        self.made, self._settings = self.made + 1, None
+        for one in self._waiting or [self._unseen(settings)]:
+            for row, found_settings in zip(one.rows, settings, strict=False):
+                about = dict(found_settings)
+                number = self.made if about.pop("is_updated") else None
+                row.update(about, update=number, gradient_factor=one.factor)
         self._waiting = []
 
-    def _compared(self) -> float | None:
-        """What the gradients were multiplied with since the last pass, a GradScaler's factor taken off."""
-        shown, self._shown = self._shown, None
-        ratio = None if shown is None else _ratio(shown, _shown(self._parameters.values()))
-        return None if ratio is None else ratio * self._scale
+    def _take_factor(self, scale: float) -> None:
+        """What the gradients were multiplied with since the last pass, times a number."""
+        assert self._sample is not None
+        found = self._sample.factor(self._own)
+        self._multiply(None if found is None else found * scale)
+        self._sample = None
 
-    def _unseen(self) -> list[Row]:
+    def _multiply(self, factor: float | None) -> None:
+        for one in self._waiting:
+            one.factor = None if one.factor is None or factor is None else one.factor * factor
+
+    def _state_of(self, own: Mapping[str, nn.Parameter]) -> tuple[bool | None, bool]:
+        """Whether the group's momentum buffers start anew with this update, and whether it updates the group at all.
+
+        Only recorded parameters count that had gradients before or have them now. The first is None where they differ:
+        some have a gradient or a buffer, and others have none.
+        """
+        assert self._optimizer is not None
+        state = self._optimizer.state
+        now = {name: each for name, each in own.items() if each.grad is not None}
+        left_out = (self._seen & own.keys()) - now.keys()
+        self._seen |= now.keys()
+        buffers = {state.get(each, {}).get("momentum_buffer") is not None for each in now.values()}
+        if len(buffers) > 1 or (now and left_out):
+            return None, True
+        return not any(buffers), bool(now) or not own
+
+    def _unseen(self, settings: list[Row]) -> _Waiting:
         """The rows of an update that no pass was seen of."""
         none = dict.fromkeys(("step", "batch_size", "reduction", "sample_factor"))
-        rows = [self._row(settings, {**none, "updates": self.made - 1}) for settings in self._settings]
+        plain = ({name: value for name, value in each.items() if name != "is_updated"} for each in settings)
+        rows = [self._row(each, {**none, "updates": self.made - 1}) for each in plain]
         self.rows += rows
-        return rows
-
-
-def _shown(parameters: Iterable[nn.Parameter]) -> Tensor | None:
-    """Some numbers of the gradients as they are now, float64 on the CPU."""
-    gradients = (each.grad.detach() for each in parameters if each.grad is not None)
-    parts = [(each._values() if each.is_sparse else each).flatten()[:_SHOWN] for each in gradients]
-    # Of one device and type, as nearly all are, they are brought over at once.
-    alike = len({(each.device, each.dtype) for each in parts}) == 1
-    return torch.cat(parts if alike else [each.double().cpu() for each in parts]).double().cpu() if parts else None
-
-
-def _ratio(before: Tensor, after: Tensor | None) -> float | None:
-    """By what all gradients were multiplied in between; None where something else happened to them."""
-    if after is None or after.shape != before.shape:
-        return None
-    if torch.equal(before, after):
-        return 1.0
-    ratio = float(before @ after / (before @ before))
-    apart = float((after - ratio * before).norm())
-    return ratio if apart <= _ROUNDING * float(after.norm()) else None
+        return _Waiting(rows, None)
