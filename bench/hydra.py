@@ -122,11 +122,15 @@ def plot(report: Report) -> Any:
     for row in rows:
         axes[0][0].annotate(row["recorded"], (row["bytes"], row["spearman"]), fontsize=8)
     axes[0][0].set(xlabel="bytes a sample and step", ylabel="Spearman with the full recording", yscale="linear")
+    # Room for the last name.
+    axes[0][0].set_xlim(right=3 * max(row["bytes"] for row in rows))
     rows = of(report, "truth")
     for key, name in (("spearman", "of the mean test loss"), ("pair_spearman", "of each test sample's (median)")):
         axes[0][1].plot([row["epochs"] for row in rows], [row[key] for row in rows], "o-", label=name)
     axes[0][1].axhline(PAPER_SPEARMAN, linestyle=":", color="black", label="the paper's")
     axes[0][1].set(xlabel="epochs", ylabel="Spearman, without and with the Hessian", ylim=(0, 1.02), xscale="log")
+    axes[0][1].set_xticks([row["epochs"] for row in rows], [str(row["epochs"]) for row in rows], minor=False)
+    axes[0][1].minorticks_off()
     axes[0][1].legend()
     matrix = torch.tensor(of(report, "classes")[0]["matrix"])
     most = float(matrix.abs().max())
@@ -169,7 +173,8 @@ def remarks(report: Report) -> None:
         "extrapolated in proportion to samples times epochs, the half second that any first query takes included"
     )
     report.remark(
-        "Memory is the largest anonymous resident memory of a fresh process, with all of Fashion-MNIST in it (0.2 GB)"
+        "Memory is the largest anonymous resident memory of a fresh process; the one that records has all of "
+        "Fashion-MNIST in it, 0.2 GB"
     )
     report.remark(
         "The truth is of a network with 49 inputs, 16 tanh and 10 outputs, 300 samples in batches of 30, the same "
