@@ -109,4 +109,4 @@ def draw(axes: Any, rows: list[dict[str, Any]]) -> None:
         style = "o-" if ranking.startswith("HYDRA") else "k:" if ranking == "at random" else ".--"
         axes.plot(shares, own, style, label=ranking)
     axes.set(xlabel="wrong labels", ylabel="AUC")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
