@@ -178,7 +178,7 @@ def remarks(report: Report) -> None:
     )
     report.remark(
         "The truth is of a network with 49 inputs, 16 tanh and 10 outputs, 300 samples in batches of 30, the same "
-        "optimizer. The paper does not say for how long its networks of Figures 4 and 5 were trained; agreement is "
+        "optimizer. How long the networks of the paper's Figures 4 and 5 were trained is not known here; agreement is "
         "lost as the training goes on, for each test sample's loss sooner than for the mean"
     )
 
