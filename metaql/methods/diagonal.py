@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metaql.methods.means import Mean
 
-class Diagonal:
-    """Σ g² over samples, of a layer's laid-out gradients; float64."""
 
-    def __init__(self) -> None:
-        self._total: Tensor | None = None
-        self.samples = 0
+class Diagonal(Mean):
+    """g² over samples, of a layer's laid-out gradients, [width]."""
 
     def add(self, gradients: Tensor) -> None:
         """The gradients of n samples, [n, width]."""
@@ -28,17 +26,3 @@ class Diagonal:
         squares = sums.new_zeros(shape).index_add_(0, places % shape[0], sums.square_())
         self._plus(squares.flatten())
         self.samples += samples
-
-    def merge(self, other: Diagonal) -> None:
-        """Adds what another one has seen of the same layer."""
-        if other._total is not None:
-            self._plus(other._total)
-        self.samples += other.samples
-
-    @property
-    def mean(self) -> Tensor | None:
-        """The mean over samples, float64 [width]; None before any sample was seen."""
-        return None if self._total is None else self._total / max(self.samples, 1)
-
-    def _plus(self, more: Tensor) -> None:
-        self._total = more.to(torch.float64, copy=True) if self._total is None else self._total.add_(more)

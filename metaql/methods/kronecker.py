@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metaql.errors import NotFiniteError
+from metaql.methods.means import Mean
 from metaql.methods.moments import Moments, by_group
 
 # Gradients of samples with several positions are laid out this many bytes at a time.
@@ -71,13 +72,12 @@ def _eigenbasis(matrices: Tensor, layer: str, what: str) -> tuple[Tensor, Tensor
     return vectors, values.clamp(min=0) * scale
 
 
-class Squares:
-    """Σ (Q_Sᵀ g Q_A)² over samples, EK-FAC's Λ; without a basis Σ g², the Fisher matrix' own diagonal. float64."""
+class Squares(Mean):
+    """(Q_Sᵀ g Q_A)² over samples, EK-FAC's Λ [g, o, i]; without a basis g², the Fisher matrix' own diagonal."""
 
     def __init__(self, groups: int, bias: bool, found: Basis | None) -> None:
+        super().__init__()
         self._groups, self._bias, self._basis = groups, bias, found
-        self._total: Tensor | None = None
-        self.samples = 0
 
     def add(self, suffix: Tensor, prefix: Tensor) -> None:
         """The positions of n samples: [n, s, g·i] without the 1 for a bias, and [n, s, g·o]."""
@@ -96,17 +96,6 @@ class Squares:
         for some, others in zip(a.split(step, 1), b.split(step, 1), strict=True):
             self._plus((others.transpose(2, 3) @ some).square_().sum(1))
 
-    def merge(self, other: Squares) -> None:
-        """Adds what another one has seen of the same layer, in the same basis."""
-        if other._total is not None:
-            self._plus(other._total)
-        self.samples += other.samples
-
-    @property
-    def mean(self) -> Tensor | None:
-        """The mean over samples, float64 [g, o, i]; None before any sample was seen."""
-        return None if self._total is None else self._total / max(self.samples, 1)
-
     def _turned(self, suffix: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
         """Suffixes and prefixes in the basis, [g, n·s, i] and [g, n·s, o]."""
         a, b = (by_group(values.flatten(0, 1), self._groups) for values in (suffix, prefix))
@@ -116,6 +105,3 @@ class Squares:
         # The 1 of the bias picks the last row.
         turned = torch.baddbmm(inputs[:, -1:], a, inputs[:, :-1]) if self._bias else a @ inputs
         return turned, b @ outputs
-
-    def _plus(self, more: Tensor) -> None:
-        self._total = more.to(torch.float64, copy=True) if self._total is None else self._total.add_(more)
