@@ -1,4 +1,4 @@
-"""A gradient times the inverse of a curvature, a vector of the session."""
+"""A gradient times a symmetric matrix, a vector of the session; here the inverse of a curvature that was fitted."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Preconditioned:
-    """(F + damping)⁻¹ g, layer by layer; ``damping`` None is a tenth of each layer's mean eigenvalue."""
+class Multiplied:
+    """A gradient times a symmetric matrix, laid out."""
 
     gradient: Combination
-    fitted: Fitted
-    damping: float | None
+
+    @property
+    def matrix(self) -> str:
+        """What tells the matrix from all others."""
+        raise NotImplementedError
 
     @cached_property
     def key(self) -> bytes:
-        """A digest of the gradient, the curvature and the damping."""
-        fitted = self.fitted
-        text = f"{fitted.store.id} {fitted.saved.number} {fitted.method} {self.damping}\n"
-        return hashlib.blake2b(text.encode() + self.gradient.key, digest_size=16).digest()
+        """A digest of the gradient and the matrix."""
+        return hashlib.blake2b(f"{self.matrix}\n".encode() + self.gradient.key, digest_size=16).digest()
 
     @property
     def space(self) -> Space:
@@ -40,6 +41,20 @@ class Preconditioned:
     def positions(self, session: Session, layer: Layer) -> float | None:
         """None: it has no factors."""
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class Preconditioned(Multiplied):
+    """(F + damping)⁻¹ g, layer by layer; ``damping`` None is a tenth of each layer's mean eigenvalue."""
+
+    fitted: Fitted
+    damping: float | None
+
+    @property
+    def matrix(self) -> str:
+        """The curvature and the damping."""
+        fitted = self.fitted
+        return f"{fitted.store.id} {fitted.saved.number} {fitted.method} {self.damping}"
 
     def compute(self, session: Session, layers: tuple[Layer, ...], as_factors: bool) -> dict[str, Block]:
         """Laid out, whatever is asked for."""

@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from metaql.storage.blocks import Block, Full, lay_out
 from metaql.storage.schema import Layer
-from metaql.udfs.definitions import Combination
-from metaql.udfs.patterns import Space
+from metaql.udfs.preconditioned import Multiplied
 
 if TYPE_CHECKING:
     from metaql.udfs.session import Session
 
 
 @dataclass(frozen=True, eq=False)
-class Solved:
+class Solved(Multiplied):
     """(H + damping)⁻¹ g over all layers at once, by one of the solvers."""
 
-    gradient: Combination
     model: str
     method: str
     damping: float
 
-    @cached_property
-    def key(self) -> bytes:
-        """A digest of the gradient, the model and the method."""
-        text = f"{self.model} {self.method} {self.damping}\n"
-        return hashlib.blake2b(text.encode() + self.gradient.key, digest_size=16).digest()
-
     @property
-    def space(self) -> Space:
-        """That of the gradient."""
-        return self.gradient.space
-
-    def positions(self, session: Session, layer: Layer) -> float | None:
-        """None: it has no factors."""
-        return None
+    def matrix(self) -> str:
+        """The model, the method and the damping."""
+        return f"{self.model} {self.method} {self.damping}"
 
     def compute(self, session: Session, layers: tuple[Layer, ...], as_factors: bool) -> dict[str, Block]:
         """Every layer, laid out: the Hessian ties them all together."""
