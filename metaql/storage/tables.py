@@ -137,9 +137,13 @@ def steps(store: Store) -> Any:
     table = pa.concat_tables([empty(STEPS), *_step_files(store)], promote_options="permissive")
     table = table.replace_schema_metadata(None)
     # A step that was committed before its update is written again with it: the last one counts.
-    step, group = (table.column(name).to_pylist() for name in ("step", "parameter_group"))
-    last = {(step[row], group[row]) if step[row] is not None else (None, row): row for row in range(len(step))}
-    return table.take(sorted(last.values())) if len(last) < len(step) else table
+    step = table.column("step")
+    there = as_numpy(pc.is_valid(step))
+    known = np.flatnonzero(there)
+    keys = np.stack([as_numpy(step.drop_null()), as_numpy(table.column("parameter_group"))[known]])
+    _, last = np.unique(keys[:, ::-1], axis=1, return_index=True)
+    chosen = np.sort(np.concatenate([known[::-1][last], np.flatnonzero(~there)]))
+    return table.take(primitive(chosen, pa.int64())) if len(chosen) < len(there) else table
 
 
 def parameter_groups(store: Store) -> list[list[str]] | None:
