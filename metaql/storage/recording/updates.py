@@ -49,7 +49,9 @@ class Updates:
         self._scale = 1.0
         self._sample: GradientSample | None = None
         self._used: GradientSample | None = None
-        self._settings: list[Row] | None = None
+        # Of the update that is being made: each group's settings, and whether it changes the group at all.
+        self._settings: list[Row] = []
+        self._updated: list[bool] = []
         self._reuses = False
         self._seen: set[str] = set()
 
@@ -146,11 +148,12 @@ class Updates:
     def _before_update(self) -> None:
         assert self._optimizer is not None
         own = self._own
-        self._settings = step_settings(self._optimizer)
+        self._settings, self._updated = step_settings(self._optimizer), []
         for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
             members = {id(each) for each in group["params"]}
             of_group = {name: each for name, each in own.items() if id(each) in members}
-            settings["buffer_fresh"], settings["is_updated"] = self._state_of(of_group)
+            settings["buffer_fresh"], is_updated = self._state_of(of_group)
+            self._updated.append(is_updated)
         if self._sample is not None:
             # A fused update takes the GradScaler's factor off by itself.
             inside = getattr(self._optimizer, "grad_scale", None)
@@ -171,15 +174,13 @@ class Updates:
             self._take_factor(self._scale)
         if self._reuses:
             self._remark, self._reuses = _REUSED, False
-        settings = self._settings or [
-            {**each, "buffer_fresh": None, "is_updated": True} for each in step_settings(self._optimizer)
-        ]
-        self.made, self._settings = self.made + 1, None
+        # Of an update that had begun when the first pass came nothing else is known.
+        settings = self._settings or [{**each, "buffer_fresh": None} for each in step_settings(self._optimizer)]
+        updated = self._updated or [True] * len(settings)
+        self.made, self._settings, self._updated = self.made + 1, [], []
         for one in self._waiting or [self._unseen(settings)]:
-            for row, found_settings in zip(one.rows, settings, strict=False):
-                about = dict(found_settings)
-                number = self.made if about.pop("is_updated") else None
-                row.update(about, update=number, gradient_factor=one.factor)
+            for row, own_settings, is_updated in zip(one.rows, settings, updated, strict=False):
+                row.update(own_settings, update=self.made if is_updated else None, gradient_factor=one.factor)
         self._waiting = []
 
     def _take_factor(self, scale: float) -> None:
@@ -212,7 +213,6 @@ class Updates:
     def _unseen(self, settings: list[Row]) -> _Waiting:
         """The rows of an update that no pass was seen of."""
         none = dict.fromkeys(("step", "batch_size", "reduction", "sample_factor"))
-        plain = ({name: value for name, value in each.items() if name != "is_updated"} for each in settings)
-        rows = [self._row(each, {**none, "updates": self.made - 1}) for each in plain]
+        rows = [self._row(each, {**none, "updates": self.made - 1}) for each in settings]
         self.rows += rows
         return _Waiting(rows, None)
