@@ -37,11 +37,16 @@ def expand(text: str, source: StoreSource, catalogue: Catalogue) -> str:
         if operator is None or call is None:
             continue
         plain = stands_for(operator, call, source, ())
-        query = parse(plain) if catalogue.ask(plain) is not None else None
-        if query is not None:
+        query = parse(plain)
+        if query is not None and catalogue.ask(_without_averages(query.tree)) is not None:
             table.replace(exp.Subquery(this=query.tree, alias=table.args.get("alias")))
             changed = True
     return statement.prefix + to_sql(statement.tree) if changed else text
+
+
+def _without_averages(query: exp.Expr) -> str:
+    """A text that DuckDB can bind where it could bind the query, if it knew averages of gradients."""
+    return to_sql(query.transform(lambda node: exp.AnyValue(this=node.this) if isinstance(node, exp.Avg) else node))
 
 
 def _defines(tree: exp.Expr) -> bool:

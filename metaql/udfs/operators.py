@@ -87,8 +87,9 @@ def stands_for(operator: Operator, call: Call, source: StoreSource, relations: t
     QueryError and UnknownNameError for arguments that can't be meant so; whether relations have the columns is left to
     DuckDB, which sees what the caller sees.
     """
-    if call.layers is None:
-        raise QueryError(f"{operator.name}(layers := NULL): give a layer pattern, or '*' for all layers")
+    if not call.layers:
+        given = "NULL" if call.layers is None else literal(call.layers)
+        raise QueryError(f"{operator.name}(layers := {given}): give a layer pattern, or '*' for all layers")
     if call.layers != "*":
         source.space.select(call.layers)
     filled = operator.fill(Asked(operator.name, call, source, relations))
