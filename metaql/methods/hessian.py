@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,15 +30,16 @@ class Hessian:
         self._is_whole = False
         self.width = sum(value.numel() for value in self._parameters.values())
 
-    @property
-    def batches(self) -> int:
-        """How many batches there are."""
-        return len(self._batches)
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many samples each batch has."""
+        with torch.no_grad():
+            return [len(self._losses(self._parameters, batch)) for batch in self._batches]
 
     def times(self, vector: Tensor) -> Tensor:
         """H v, [width], over all batches."""
         total, samples = torch.zeros_like(vector), 0
-        for number in range(self.batches):
+        for number in range(len(self._batches)):
             product, count = self._sum(number, vector)
             total, samples = total + product, samples + count
         return total / max(samples, 1)

@@ -5,6 +5,7 @@ References for small models, where each takes tens to hundreds of passes over th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -25,8 +26,8 @@ class Operator(Protocol):
     """A symmetric matrix that is known by its products."""
 
     @property
-    def batches(self) -> int:
-        """How many batches its mean is over."""
+    def sizes(self) -> Sequence[int]:
+        """How many samples each of its batches has, over all of which it is a mean."""
 
     def times(self, vector: Tensor) -> Tensor:
         """Its product with a vector."""
@@ -78,24 +79,28 @@ def lissa(
 ) -> Tensor:
     """By LiSSA (Agarwal et al. 2017; Koh and Liang 2017): x ← x + (v - (H + damping) x) / scale, H of a random batch.
 
-    The scale is an upper estimate of the largest eigenvalue over all batches. Stops after so many ``steps``, or when
-    one batch holds all data and the residual is ``tolerance`` of the vector. ``repeats`` runs are averaged. QueryError
-    where it diverges.
+    Batches are drawn in proportion to their sizes, so that H is right on average. The scale is an upper estimate of the
+    largest eigenvalue over all batches. Stops after so many ``steps``, or when one batch holds all data and the
+    residual is ``tolerance`` of the vector. Of several batches x never comes to rest: its mean over the second half of
+    the steps is taken. ``repeats`` runs are averaged. QueryError where it diverges.
     """
     require_positive(damping)
     generator = torch.Generator().manual_seed(seed)
-    scale = max(_largest(hessian, number, vector, generator) for number in range(hessian.batches)) + damping
+    sizes = torch.tensor(hessian.sizes, dtype=torch.float64)
+    scale = max(_largest(hessian, number, vector, generator) for number in range(len(sizes))) + damping
     runs = []
     for _ in range(repeats):
-        solution = vector / scale
-        for _ in range(steps):
-            number = int(torch.randint(hessian.batches, (), generator=generator))
+        solution, later = vector / scale, torch.zeros_like(vector)
+        for step in range(steps):
+            number = int(torch.multinomial(sizes, 1, generator=generator))
             residual = vector - hessian.times_batch(number, solution) - damping * solution
             solution = solution + residual / scale
-            if hessian.batches == 1 and residual.norm() <= tolerance * vector.norm():
+            if len(sizes) == 1 and residual.norm() <= tolerance * vector.norm():
                 break
             _require_bounded(solution, vector, damping)
-        runs.append(solution)
+            if step >= steps // 2:
+                later += solution / (steps - steps // 2)
+        runs.append(solution if len(sizes) == 1 else later)
     return torch.stack(runs).mean(0)
 
 
@@ -115,8 +120,8 @@ def _require_bounded(solution: Tensor, vector: Tensor, damping: float) -> None:
     # |(H + damping)⁻¹ v| is at most |v| / damping if no eigenvalue of H is negative.
     if not solution.norm() <= 10 * vector.norm() / damping:
         raise QueryError(
-            f"'lissa' diverges: the Hessian has eigenvalues below -{damping}, its damping. Choose a larger damping, or"
-            " 'ekfac', which never is negative"
+            f"'lissa' diverges: the Hessian, or that of one of its batches, has eigenvalues below -{damping}, its"
+            " damping. Choose a larger damping, or 'ekfac', which never is negative"
         )
 
 
