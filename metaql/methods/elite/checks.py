@@ -1,0 +1,40 @@
+"""Rows and labels that can't be trained on, and why."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from metaql.errors import QueryError
+
+
+def require_rows(features: Tensor) -> None:
+    if features.ndim < 2 or features[:1].numel() == 0:
+        raise QueryError(f"features must be rows of at least one number each, not of shape {list(features.shape)}")
+    if len(features) < 2:
+        raise QueryError(f"training needs 2 rows or more, and there is {len(features)}")
+    _require_finite(features, "features")
+
+
+def require_labels(features: Tensor, labelled: Tensor, is_anomaly: Tensor | None) -> None:
+    if labelled.shape[1:] != features.shape[1:]:
+        raise QueryError(
+            f"labelled rows have shape {list(labelled.shape[1:])}, and the rows to train on {list(features.shape[1:])}"
+        )
+    if is_anomaly is None or is_anomaly.shape != labelled.shape[:1]:
+        raise QueryError("is_anomaly must have one value for each labelled row")
+    _require_finite(labelled, "labelled features")
+    anomalies = int(is_anomaly.sum())
+    if anomalies in (0, len(labelled)):
+        raise QueryError(
+            f"all {len(labelled)} labelled rows are {'anomalies' if anomalies else 'normal'}: label at least one row "
+            f"that is {'normal' if anomalies else 'an anomaly'}, since they are told apart by both"
+        )
+
+
+def _require_finite(values: Tensor, name: str) -> None:
+    bad = ~values.isfinite().flatten(1).all(1)
+    if bad.any():
+        raise QueryError(
+            f"{int(bad.sum())} of {len(values)} rows of {name} contain NaN or infinity, the first is row "
+            f"{int(bad.nonzero()[0])}: leave them out, or fill in what is missing"
+        )

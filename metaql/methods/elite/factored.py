@@ -1,0 +1,162 @@
+"""One forward and one backward pass of a batch, from which any ⟨∇Ω_i, G⟩ and any Σ v_i ∇Ω_i follow.
+
+The forward pass runs under a torch function mode that notes every call with a trainable parameter: calls and not
+modules, so that a module used twice, tied weights and functional calls need no case of their own. The backward pass
+stops at the outputs of these calls; it forms no gradient of a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from metaql.methods.elite.operations import OPERATIONS, Call, bind, mixes
+
+# Sums of float32 products in another order differ by this much of their size, and wrong ones by far more.
+TOLERANCE = {torch.float64: 1e-9}
+USUAL_TOLERANCE = 1e-3
+
+
+class NoFactorsError(Exception):
+    """The scores can't be differentiated from factors; the text says why."""
+
+
+@dataclass(frozen=True)
+class _Use:
+    call: Call
+    weight: str | None
+    bias: str | None
+    edge: GradientEdge
+    version: int
+
+
+class _Capture(TorchFunctionMode):
+    """Notes calls with these parameters (id => name); ``reason`` says what is in the way of factors, if anything."""
+
+    def __init__(self, names: Mapping[int, str], samples: int) -> None:
+        super().__init__()
+        self.uses: list[_Use] = []
+        self.reason: str | None = None
+        self._names = names
+        self._samples = samples
+
+    def __torch_function__(
+        self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        names = {self._names[id(each)] for each in _tensors((*args, *kwargs.values())) if id(each) in self._names}
+        if names and any(each.requires_grad for each in _tensors((output,))):
+            self._note(func, args, kwargs, output, names)
+        elif func is F.batch_norm and mixes(func, _named(func, args) | kwargs):
+            self.reason = "batch norm in training mode mixes the samples of a batch"
+        return output
+
+    def _note(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, names: set[str]
+    ) -> None:
+        call = bind(func, args, kwargs)
+        own = [None, None] if call is None else [self._names.get(id(each)) for each in call.parameters]
+        if call is None or names != set(own) - {None} or len(output) != self._samples:
+            name = getattr(func, "__name__", str(func))
+            self.reason = f"'{min(names)}' is used by {name} in a way that has no factors"
+        else:
+            self.uses.append(_Use(call, own[0], own[1], get_gradient_edge(output), call.inputs._version))
+
+
+def _named(func: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip(OPERATIONS[func].names, args, strict=False))
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for each in values:
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, (tuple, list)):
+            yield from _tensors(each)
+        elif isinstance(each, dict):
+            yield from _tensors(each.values())
+
+
+class FactoredPass:
+    """The scores of a batch and, after ``backward``, sums of products with their gradients.
+
+    ``parameters`` are the trainable ones by name. NoFactorsError where there are no factors.
+    """
+
+    def __init__(self, score: Callable[[Tensor], Tensor], parameters: Mapping[str, Tensor], inputs: Tensor) -> None:
+        self._parameters = parameters
+        capture = _Capture({id(each): name for name, each in parameters.items()}, len(inputs))
+        with capture:
+            self.scores = score(inputs)
+        if capture.reason is not None:
+            raise NoFactorsError(capture.reason)
+        self._uses = capture.uses
+        self._dys: list[Tensor] = []
+
+    def backward(self, total: Tensor, keep_graph: bool = False) -> None:
+        """Takes ∂total/∂y at every use; ``total`` adds up one term for each sample, of its own score."""
+        if any(use.call.inputs._version != use.version for use in self._uses):
+            raise NoFactorsError("the input of a layer is changed in place after it")
+        edges = [use.edge for use in self._uses]
+        found = torch.autograd.grad(total, edges, retain_graph=keep_graph, allow_unused=True) if edges else ()
+        kept = [(use, dy) for use, dy in zip(self._uses, found, strict=True) if dy is not None]
+        self._uses, self._dys = [use for use, _ in kept], [dy for _, dy in kept]
+
+    def along(self, direction: Mapping[str, Tensor], rows: slice = slice(None)) -> Tensor:
+        """⟨∇ of the term of each of the ``rows``, G⟩; parameters that are not in G count as zero there."""
+        result = self.scores.detach()[rows] * 0
+        for use, dy in zip(self._uses, self._dys, strict=True):
+            weight, bias = (direction.get(name) if name is not None else None for name in (use.weight, use.bias))
+            if weight is not None or bias is not None:
+                moved = use.call.along(weight, bias, rows)
+                result += torch.linalg.vecdot(moved.flatten(1), dy[rows].flatten(1))
+        return result
+
+    def gradient(self, rows: slice = slice(None), weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Σ v_i ∇(term i) over the ``rows``, by parameter; v is ``weights``, or 1. Unused parameters are left out."""
+        total: dict[str, Tensor] = {}
+        for use, dy in zip(self._uses, self._dys, strict=True):
+            part = dy[rows]
+            if weights is not None:
+                part = part * weights.reshape(-1, *[1] * (part.ndim - 1))
+            found = use.call.gradient(part, rows, (use.weight is not None, use.bias is not None))
+            for name, value in zip((use.weight, use.bias), found, strict=True):
+                if name is not None and value is not None:
+                    total[name] = total[name] + value if name in total else value
+        return total
+
+
+def require_own_gradients(score: Callable[[Tensor], Tensor], parameters: Mapping[str, Tensor], inputs: Tensor) -> None:
+    """NoFactorsError unless factors give the gradient that autograd gives, of a random mixture of the samples' scores.
+
+    A random mixture, since no wrong assignment of gradients to samples survives it: neither scores that depend on
+    other samples, nor a use of a parameter that was not seen.
+    """
+    generator = torch.Generator().manual_seed(0)
+    taken = FactoredPass(score, parameters, inputs)
+    mixture = torch.rand(len(inputs), generator=generator, dtype=torch.float64).add(0.5).to(taken.scores)
+    mixed, values = (mixture * taken.scores).sum(), list(parameters.values())
+    truth = torch.autograd.grad(mixed, values, retain_graph=True, allow_unused=True)
+    taken.backward(taken.scores.sum())
+    found = taken.gradient(weights=mixture)
+    tolerance = TOLERANCE.get(taken.scores.dtype, USUAL_TOLERANCE)
+    # A gradient may be nothing but rounding, as that of a bias before a norm.
+    size = max((float(each.norm()) for each in truth if each is not None), default=0.0)
+    for name, expected in zip(parameters, truth, strict=True):
+        own = found.get(name)
+        if (own is None) != (expected is None):
+            raise NoFactorsError(f"the uses of '{name}' were not all seen")
+        if own is not None and expected is not None:
+            allowed = tolerance * (expected.norm() + size * tolerance)
+            if not bool((own - expected).norm() <= allowed):
+                raise NoFactorsError(
+                    f"other samples, or a use that was not seen, take part in the gradient of '{name}'"
+                )

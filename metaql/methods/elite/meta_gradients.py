@@ -1,0 +1,62 @@
+"""ALICE's meta-gradients: ⟨∇Ω(x_i), G⟩ for every sample of a batch and one direction G, without a double backward.
+
+Two ways, both exact. *Factored*: one forward and one backward pass, whose products with G are taken layer by layer
+(``factored.py``); for networks whose trainable parameters are all used in linear layers, convolutions and affine norms,
+and whose samples don't mix. *Forward mode*: ⟨∇Ω_i, G⟩ is the derivative of Ω_i along G, which one forward pass with
+dual numbers gives (``forward_mode.py``); for every parameter that torch's forward mode supports, and exact with batch
+norm in training mode, where Ω_i depends on the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from metaql.methods.elite.factored import FactoredPass, NoFactorsError, require_own_gradients
+from metaql.methods.elite.forward_mode import Score, along_forward
+
+
+def meta_gradients(module: nn.Module, score: Score, inputs: Tensor, direction: Mapping[str, Tensor]) -> Tensor:
+    """⟨∇Ω(x_i), G⟩ [n] of the scores ``score(module, inputs)`` [n], for G a tensor for each parameter's name.
+
+    Parameters that are not named count as zero. Factored where that is exact, else by forward mode; QueryError if torch
+    has no forward mode for the module either. Its mode is taken as it is, its buffers stay as they are.
+    """
+    parameters = trainable(module)
+    with kept_buffers(module):
+        if why_not_factored(module, score, inputs) is None:
+            taken = FactoredPass(lambda x: score(module, x), parameters, inputs)
+            taken.backward(taken.scores.sum())
+            return taken.along(direction)
+    with kept_buffers(module), torch.no_grad():
+        return along_forward(module, score, inputs, direction)[1]
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; a tied one once."""
+    return {name: each for name, each in module.named_parameters() if each.requires_grad}
+
+
+def why_not_factored(module: nn.Module, score: Score, inputs: Tensor) -> str | None:
+    """What keeps these scores' gradients from being had by factors; None if nothing does."""
+    try:
+        with torch.random.fork_rng(devices=[]), kept_buffers(module):
+            require_own_gradients(lambda x: score(module, x), trainable(module), inputs)
+    except NoFactorsError as reason:
+        return str(reason)
+    return None
+
+
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Puts running statistics back to what they were."""
+    before = {name: each.clone() for name, each in module.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, each in module.named_buffers():
+                each.copy_(before[name])

@@ -1,0 +1,144 @@
+"""What a training step goes along: ELITE's weighted batch, and what it is compared with."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from metaql.methods.elite.fitted import Epoch
+from metaql.methods.elite.forward_mode import Score
+from metaql.methods.elite.meta_gradients import trainable
+from metaql.methods.elite.steps import Labels, Step, gradient_of, mixed, pushing_weights, steps_for
+
+# As many labelled rows as take part in one step.
+LABELLED = 128
+# So often, in epochs, rows with settled pseudo labels are asked again.
+REFRESH = 5
+# DeepSAD's η.
+SAD_WEIGHT = 1.0
+SMALLEST = 1e-6
+
+
+class Objective(Protocol):
+    """Batches of an epoch, and for each the gradient to step along with the validation loss, if there is one."""
+
+    def batches(self, size: int, epoch: int) -> list[Tensor]: ...
+    def step(self, places: Tensor) -> tuple[dict[str, Tensor], Tensor | None]: ...
+    def summary(self, epoch: int, losses: list[float]) -> Epoch: ...
+    def weights(self) -> Tensor | None: ...
+
+
+class Unsupervised:
+    """The mean score of the batch."""
+
+    def __init__(self, module: nn.Module, score: Score, rows: Tensor) -> None:
+        self._module, self._score, self._rows = module, score, rows
+        self._parameters = trainable(module)
+
+    def batches(self, size: int, epoch: int) -> list[Tensor]:
+        return shuffled(torch.arange(len(self._rows)), size)
+
+    def step(self, places: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        return gradient_of(self._scores(self._rows[places]).mean(), self._parameters), None
+
+    def summary(self, epoch: int, losses: list[float]) -> Epoch:
+        return Epoch(epoch, sum(losses) / len(losses) if losses else None, None, None)
+
+    def weights(self) -> Tensor | None:
+        return None
+
+    def _scores(self, rows: Tensor) -> Tensor:
+        return self._score(self._module, rows)
+
+
+class Supervised(Unsupervised):
+    """The loss of the labelled rows alone, as often as there are batches."""
+
+    def __init__(self, module: nn.Module, score: Score, rows: Tensor, labels: Labels) -> None:
+        super().__init__(module, score, rows)
+        self._labels = labels
+
+    def step(self, places: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        labels = self._labels.drawn(LABELLED)
+        loss = labels.loss(self._scores(labels.rows))
+        return gradient_of(loss, self._parameters), loss.detach()
+
+
+class DeepSAD(Supervised):
+    """Deep SAD: squared distances of rows and labelled normals, and the inverse ones of labelled anomalies."""
+
+    def step(self, places: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        labels = self._labels.drawn(LABELLED)
+        scores = self._scores(torch.cat([self._rows[places], labels.rows]))
+        squares = scores.square()
+        known = squares[len(places) :]
+        own = torch.where(labels.is_anomaly, 1 / (known + SMALLEST), known)
+        # As if the labelled rows were among the others, each once in an epoch.
+        share = len(self._labels.rows) / len(self._rows)
+        loss = (squares[: len(places)].mean() + SAD_WEIGHT * share * own.mean()) / (1 + share)
+        return gradient_of(loss, self._parameters), labels.loss(scores[len(places) :]).detach()
+
+
+class Elite:
+    """Rows weighted by their meta-gradients, and the labelled rows' own loss.
+
+    With ``settled``, rows whose pseudo label has stayed the same for so many epochs keep the weight they had, in
+    batches of their own that need neither labelled rows nor products; every few epochs all rows are asked.
+    """
+
+    def __init__(self, module: nn.Module, score: Score, rows: Tensor, labels: Labels, settled: int | None) -> None:
+        self._module, self._score, self._rows, self._labels = module, score, rows, labels
+        self._steps = steps_for(module, score, rows[:LABELLED])
+        self._parameters = trainable(module)
+        self._settled = settled
+        self._direction: dict[str, Tensor] = {}
+        count, device = len(rows), rows.device
+        self._weights = torch.zeros(count, device=device)
+        self._anomalous = torch.zeros(count, dtype=torch.bool, device=device)
+        self._unchanged = torch.full((count,), -1, device=device)
+        self._skips = torch.zeros(count, dtype=torch.bool, device=device)
+
+    def batches(self, size: int, epoch: int) -> list[Tensor]:
+        self._skips.zero_()
+        if self._settled is not None and epoch % REFRESH != 0:
+            self._skips = self._unchanged >= self._settled
+        apart = [torch.nonzero(each).flatten() for each in (self._skips, ~self._skips)]
+        batches = [batch for places in apart for batch in shuffled(places, size)]
+        return [batches[place] for place in torch.randperm(len(batches)).tolist()]
+
+    def step(self, places: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        if self._skips[places[0]]:
+            return self._settled_step(places), None
+        step = self._steps.step(self._rows[places], self._labels.drawn(LABELLED))
+        self._note(places, step)
+        return step.gradient, step.validation_loss
+
+    def _settled_step(self, places: Tensor) -> dict[str, Tensor]:
+        scores = self._score(self._module, self._rows[places])
+        pushing = pushing_weights(self._weights[places], scores.detach(), self._labels.margin)
+        return mixed(gradient_of((scores * pushing).mean(), self._parameters), self._direction)
+
+    def _note(self, places: Tensor, step: Step) -> None:
+        anomalous = step.products < 0
+        same = anomalous == self._anomalous[places]
+        self._unchanged[places] = torch.where(same, self._unchanged[places] + 1, 0)
+        self._anomalous[places] = anomalous
+        self._weights[places] = step.weights.float()
+        self._direction = step.direction
+
+    def summary(self, epoch: int, losses: list[float]) -> Epoch:
+        loss = sum(losses) / len(losses) if losses else None
+        return Epoch(epoch, loss, float(self._anomalous.float().mean()), float(self._skips.float().mean()))
+
+    def weights(self) -> Tensor | None:
+        return self._weights
+
+
+def shuffled(places: Tensor, size: int) -> list[Tensor]:
+    """The places in random order, in batches of at most ``size`` that are as alike in size as can be."""
+    if len(places) == 0:
+        return []
+    order = places[torch.randperm(len(places)).to(places.device)]
+    return list(order.tensor_split(-(-len(places) // size)))

@@ -1,0 +1,152 @@
+"""What one mini-batch says: scores, meta-gradients, and the gradient of the step to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from metaql.methods.elite.factored import FactoredPass
+from metaql.methods.elite.forward_mode import Score, along_forward
+from metaql.methods.elite.meta_gradients import kept_buffers, trainable, why_not_factored
+
+# What the gradient of the labelled rows' own loss counts for, beside the weighted batch.
+MIX = 1.0
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled rows [m, …] with is_anomaly bool [m], and the margin C beyond which an anomaly costs nothing."""
+
+    rows: Tensor
+    is_anomaly: Tensor
+    margin: float
+
+    def loss(self, scores: Tensor) -> Tensor:
+        """The mean of Ω over normals and of max(C - Ω, 0) over anomalies (Eq. 4), each class weighted by a half."""
+        anomalous = self.is_anomaly.to(scores)
+        losses = torch.where(self.is_anomaly, (self.margin - scores).clamp(min=0), scores)
+        shares = anomalous / anomalous.sum().clamp(min=1) + (1 - anomalous) / (1 - anomalous).sum().clamp(min=1)
+        return (losses * shares).sum() / 2
+
+    def drawn(self, most: int) -> Labels:
+        """At most so many of them, of both classes alike as far as they go; all if they are no more."""
+        if len(self.rows) <= most:
+            return self
+        places = [torch.nonzero(self.is_anomaly == each).flatten() for each in (False, True)]
+        half = most // 2
+        sizes = [
+            min(len(places[0]), max(half, most - len(places[1]))),
+            min(len(places[1]), max(half, most - len(places[0]))),
+        ]
+        taken = torch.cat([each[torch.randperm(len(each))[:size]] for each, size in zip(places, sizes, strict=True)])
+        return Labels(self.rows[taken], self.is_anomaly[taken], self.margin)
+
+
+@dataclass(frozen=True)
+class Step:
+    """For a batch: its scores [n], ⟨∇Ω_i, G⟩ [n], the weights used, G's loss, G, and the gradient to step along."""
+
+    scores: Tensor
+    products: Tensor
+    weights: Tensor
+    validation_loss: Tensor
+    direction: dict[str, Tensor]
+    gradient: dict[str, Tensor]
+
+
+class Steps(Protocol):
+    """Makes a step of a batch and the labelled rows, and products alone for many rows."""
+
+    def step(self, batch: Tensor, labels: Labels) -> Step: ...
+    def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor: ...
+
+
+def weights_of(products: Tensor) -> Tensor:
+    """w_i = s_i / mean|s|: α_i = η_y|M_i| of Eq. 14 without its scale, which would need tuning for each data set."""
+    return products / products.abs().mean().clamp(min=torch.finfo(products.dtype).tiny)
+
+
+def pushing_weights(weights: Tensor, scores: Tensor, margin: float) -> Tensor:
+    """The weights, with 0 for pseudo anomalies beyond the margin: nothing pushes them further, as in Eq. 4."""
+    return weights * ((weights > 0) | (scores < margin))
+
+
+def mixed(gradient: dict[str, Tensor], direction: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weighted gradient with the labelled rows' own added."""
+    total = dict(gradient)
+    for name, value in direction.items():
+        total[name] = total[name].add(value, alpha=MIX) if name in total else value * MIX
+    return total
+
+
+class FactoredSteps:
+    """One pass over batch and labelled rows together, since rows don't mix."""
+
+    def __init__(self, module: nn.Module, score: Score) -> None:
+        self._score: Callable[[Tensor], Tensor] = lambda rows: score(module, rows)
+        self._parameters = trainable(module)
+
+    def step(self, batch: Tensor, labels: Labels) -> Step:
+        own, labelled = slice(0, len(batch)), slice(len(batch), None)
+        taken = FactoredPass(self._score, self._parameters, torch.cat([batch, labels.rows]))
+        loss = labels.loss(taken.scores[labelled])
+        taken.backward(taken.scores[own].sum() + loss)
+        direction = taken.gradient(labelled)
+        products = taken.along(direction, own)
+        scores = taken.scores.detach()[own]
+        weights = weights_of(products)
+        pushing = pushing_weights(weights, scores, labels.margin)
+        gradient = taken.gradient(own, pushing / len(batch))
+        return Step(scores, products, weights, loss.detach(), direction, mixed(gradient, direction))
+
+    def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
+        taken = FactoredPass(self._score, self._parameters, rows)
+        taken.backward(taken.scores.sum())
+        return taken.along(direction)
+
+
+class ForwardSteps:
+    """The labelled rows' gradient first; then scores and products of the batch by dual numbers, and one backward pass.
+
+    The running statistics of norms see the batch alone.
+    """
+
+    def __init__(self, module: nn.Module, score: Score) -> None:
+        self._module, self._score = module, score
+        self._parameters = trainable(module)
+
+    def step(self, batch: Tensor, labels: Labels) -> Step:
+        with kept_buffers(self._module):
+            loss = labels.loss(self._score(self._module, labels.rows))
+        direction = self._gradient(loss)
+        scores, products = along_forward(self._module, self._score, batch, direction)
+        weights = weights_of(products)
+        pushing = pushing_weights(weights, scores.detach(), labels.margin)
+        gradient = self._gradient((scores * pushing).mean())
+        return Step(scores.detach(), products, weights, loss.detach(), direction, mixed(gradient, direction))
+
+    def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return along_forward(self._module, self._score, rows, direction)[1]
+
+    def _gradient(self, loss: Tensor) -> dict[str, Tensor]:
+        return gradient_of(loss, self._parameters)
+
+
+def gradient_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradient by parameter; those that took no part are left out."""
+    if not loss.requires_grad:
+        return {}
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: each for name, each in zip(parameters, found, strict=True) if each is not None}
+
+
+def steps_for(module: nn.Module, score: Score, rows: Tensor) -> Steps:
+    """Factored steps where these rows show that they are exact, else those by forward mode."""
+    if why_not_factored(module, score, rows) is None:
+        return FactoredSteps(module, score)
+    return ForwardSteps(module, score)

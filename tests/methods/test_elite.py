@@ -1,0 +1,103 @@
+"""ELITE's training from Python: what comes out, what is refused, and that it can be repeated."""
+
+import pytest
+import torch
+
+from metaql.errors import QueryError
+from metaql.methods import elite
+from metaql.methods.elite import Fitted, Settings, fit
+
+FAST = Settings(epochs=2, batch_size=16)
+
+
+def some_rows(n, shape=(4,), seed=0):
+    """Rows [n, *shape] of which every third is an anomaly, and which."""
+    generator = torch.Generator().manual_seed(seed)
+    is_anomaly = torch.arange(n) % 3 == 0
+    rows = torch.randn(n, *shape, generator=generator)
+    rows[is_anomaly] += 2
+    return rows, is_anomaly
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (2, 11), (9, 8), (1, 5, 6)])
+@pytest.mark.parametrize("detector", ["svdd", "autoencoder", "deepsad", "supervised"])
+def test_results_by_detector_and_shape(detector, shape):
+    rows, _ = some_rows(40, shape)
+    fitted = fit(rows, *some_rows(6, shape, 1), Settings(detector=detector, epochs=1))
+    assert fitted.anomaly_score.shape == (40,)
+    assert fitted.anomaly_score.dtype == torch.float32
+    assert fitted.pseudo_label.dtype == torch.bool
+    assert torch.equal(fitted.pseudo_label, fitted.meta_gradient > 0)
+    assert torch.equal(fitted.score(rows), fitted.anomaly_score)
+    assert (fitted.weight is None) == (detector in ("deepsad", "supervised"))
+    assert len(fitted.embedding(rows)) == 40
+
+
+def test_the_same_seed_gives_the_same_and_leaves_random_numbers_alone():
+    rows, _ = some_rows(50)
+    before = torch.random.get_rng_state()
+    one, two, other = (fit(rows, *some_rows(6), Settings(epochs=2, seed=seed)) for seed in (3, 3, 4))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(one.anomaly_score, two.anomaly_score)
+    assert torch.equal(one.meta_gradient, two.meta_gradient)
+    assert not torch.equal(one.anomaly_score, other.anomaly_score)
+
+
+def test_without_labels_there_are_only_scores():
+    fitted = fit(some_rows(30)[0], settings=FAST)
+    assert fitted.pseudo_label is fitted.meta_gradient is fitted.weight is None
+    assert fitted.history[-1].validation_loss is None
+
+
+@pytest.mark.parametrize("detector", ["svdd", "autoencoder"])
+def test_saved_and_restored(detector):
+    rows, _ = some_rows(30, (2, 9))
+    fitted = fit(rows, *some_rows(6, (2, 9)), Settings(detector=detector, epochs=1))
+    tensors, description = fitted.saved()
+    again = Fitted.restored(tensors, description)
+    assert torch.equal(again.score(rows), fitted.anomaly_score)
+    assert again.settings == fitted.settings
+    assert again.history == fitted.history
+    assert torch.equal(again.meta_gradient, fitted.meta_gradient)
+
+
+@pytest.mark.parametrize(
+    "rows, labelled, is_anomaly, message",
+    [
+        (torch.randn(1, 3), None, None, "2 rows or more"),
+        (torch.randn(5), None, None, "must be rows"),
+        (torch.randn(5, 3), torch.randn(2, 4), torch.tensor([True, False]), "labelled rows have shape"),
+        (torch.randn(5, 3), torch.randn(2, 3), torch.tensor([True, True]), "all 2 labelled rows are anomalies"),
+        (torch.randn(5, 3), torch.randn(2, 3), torch.tensor([False, False]), "all 2 labelled rows are normal"),
+        (torch.randn(5, 3), torch.randn(2, 3), torch.tensor([True]), "one value for each labelled row"),
+        (torch.tensor([[1.0], [float("nan")]]), None, None, "1 of 2 rows of features contain NaN or infinity.*row 1"),
+    ],
+)
+def test_rows_that_are_refused(rows, labelled, is_anomaly, message):
+    with pytest.raises(QueryError, match=message):
+        fit(rows, labelled, is_anomaly, FAST)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"detector": "isolation"}, "there is no detector 'isolation', only svdd"),
+        ({"network": "resnet"}, "there is no network 'resnet', only mlp"),
+        ({"network": "conv2d"}, r"takes images .* shape \[4\]"),
+        ({"detector": "deepsad"}, "learns from labels"),
+        ({"epochs": 0}, "epochs must be a whole number from 1 on, not 0"),
+        ({"batch_size": None}, "batch_size must be"),
+        ({"learning_rate": float("nan")}, "learning_rate must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"settled": 1.5}, "settled must be"),
+    ],
+)
+def test_settings_that_are_refused(settings, message):
+    with pytest.raises(QueryError, match=message):
+        fit(some_rows(10)[0], settings=Settings(**settings))
+
+
+def test_names_that_are_taken():
+    for register, name in ((elite.register_network, "mlp"), (elite.register_detector, "svdd")):
+        with pytest.raises(QueryError, match="there already"):
+            register(name, *[torch.nn.Linear] * (1 if name == "mlp" else 2))
