@@ -22,7 +22,7 @@ from metaql.late_planner import LatePlanner
 from metaql.parse import mentions_gradients
 from metaql.planner import Plan, Plans
 from metaql.relations import create_relations, create_short_forms, free_name, require_free
-from metaql.short_forms import expand
+from metaql.short_forms import expand, may_hold_relations
 from metaql.storage.store import Store
 from metaql.strategies import stretch
 from metaql.udfs.device import DeviceBlocks, device_of, free_bytes
@@ -95,7 +95,7 @@ class Connection:
         try:
             return executor.run(plan.text, params, frame)
         except _REFUSALS as refusal:
-            if plan.text == query:
+            if plan.text == query or may_hold_relations(query):
                 raise
             try:
                 result = executor.run(query, params, frame)

@@ -5,6 +5,8 @@ The user's database, which may be a file, never holds anything of ours.
 
 from __future__ import annotations
 
+from typing import Any
+
 import duckdb
 import pyarrow as pa
 
@@ -14,11 +16,10 @@ from metaql.storage.store import Store
 from metaql.storage.tables import RELATIONS
 from metaql.udfs.embedding import EMBEDDING, LOGITS, SHAPE
 from metaql.udfs.hydra_weights import HYDRA_WEIGHTS
-from metaql.udfs.operators import DEFAULTS
 from metaql.udfs.precondition import DEFINITION as PRECONDITION
 from metaql.udfs.quoting import literal, quoted
 from metaql.udfs.references import GRADIENT
-from metaql.udfs.register import OPERATORS
+from metaql.udfs.register import TABLE_FUNCTIONS
 
 ROW = "metaql_row"
 
@@ -39,13 +40,23 @@ def create_relations(connection: duckdb.DuckDBPyConnection, store: Store, databa
 def create_short_forms(connection: duckdb.DuckDBPyConnection, store: Store, database: str) -> None:
     """Macros over the functions that return SQL, which must be there, in a database made by ``create_relations``."""
     relations = ", ".join(map(literal, (*RELATIONS, *_named_splits(store))))
-    given = ", ".join(f"{name} := {'NULL' if value is None else literal(value)}" for name, value in DEFAULTS.items())
-    arguments = f"{literal(database)}, [{relations}], current_setting('search_path'), {', '.join(DEFAULTS)}"
-    connection.execute(f"CREATE MACRO {quoted(database)}.main.{PRECONDITION}")
-    for name in (operator.name for operator in OPERATORS):
-        connection.execute(
-            f"CREATE MACRO {quoted(database)}.main.{name}({given}) AS TABLE FROM query(metaql_{name}({arguments}))"
+    place = f"{quoted(database)}.main"
+    connection.execute(f"CREATE MACRO {place}.{PRECONDITION}")
+    for function in TABLE_FUNCTIONS:
+        given = ", ".join(f"{name} := {_written(value)}" for name, value in function.defaults.items())
+        arguments = (
+            f"{literal(database)}, [{relations}], current_setting('search_path'), {', '.join(function.defaults)}"
         )
+        connection.execute(
+            f"CREATE MACRO {place}.{function.name}({given}) AS TABLE FROM query(metaql_{function.name}({arguments}))"
+        )
+
+
+def _written(value: Any) -> str:
+    """A default as SQL."""
+    if value is None:
+        return "NULL"
+    return literal(value) if isinstance(value, str) else repr(value)
 
 
 def free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:

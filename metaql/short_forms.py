@@ -1,47 +1,80 @@
-"""``p2p``, ``p2b``, ``b2p`` and ``b2b`` in FROM become the SQL they are short for, which is planned like any other.
+"""``p2b``, ``elite`` and the other table functions in FROM become the SQL they are short for, planned like any other.
 
 In text that is not ours to change they are macros, planned one by one (``late_planner.py``).
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any
 
 from sqlglot import exp
 
-from metaql.catalogue import Catalogue
+from metaql.catalogue import Catalogue, visible_ctes, without_parameters
+from metaql.errors import QueryError, UnknownNameError
 from metaql.parse import parse, to_sql
-from metaql.udfs.operators import DEFAULTS, Call, Operator, stands_for
 from metaql.udfs.quoting import quoted
-from metaql.udfs.register import OPERATORS
+from metaql.udfs.register import TABLE_FUNCTIONS
 from metaql.udfs.sources import StoreSource
+from metaql.udfs.table_functions import Asked, Given, TableFunction
 
-_OPERATORS = {operator.name: operator for operator in OPERATORS}
-_WORDS = re.compile(rf"\b({'|'.join(_OPERATORS)})\b", re.IGNORECASE)
+_FUNCTIONS = {function.name: function for function in TABLE_FUNCTIONS}
+_WORDS = re.compile(rf"\b({'|'.join(_FUNCTIONS)})\b", re.IGNORECASE)
+
+_WITH_RELATIONS = re.compile(rf"\b({'|'.join(one.name for one in TABLE_FUNCTIONS if one.relations)})\b", re.IGNORECASE)
 
 
 def expand(text: str, source: StoreSource, catalogue: Catalogue) -> str:
-    """The text with a sub-query in place of each call of a short form whose arguments are constants.
+    """The text with a sub-query in place of each call of a table function whose arguments are constants.
 
-    A function of that name that the user made goes before the store's, as it does in DuckDB. Other arguments, and
-    calls that DuckDB will refuse, are left to the macros.
+    Arguments of those that take relations may be anything. A function of that name that the user made goes before the
+    store's, as it does in DuckDB. Other arguments, and calls that DuckDB will refuse, are left to the macros.
     """
     statement = parse(text) if _WORDS.search(text) else None
-    if statement is None or _defines(statement.tree):
+    if statement is None:
         return text
-    changed = False
-    for table in list(statement.tree.find_all(exp.Table)):
-        operator = _operator(table, source, catalogue)
-        call = _call(table.this.expressions) if operator else None
-        if operator is None or call is None:
+    kept, changed = _defines(statement.tree), False
+    # Inner ones first: they may be in the arguments of others.
+    for table in reversed(list(statement.tree.find_all(exp.Table))):
+        function = _function(table, source, catalogue)
+        call = _call(function, table.this.expressions) if function else None
+        if function is None or call is None or (kept and not _only_here(call)):
             continue
-        plain = stands_for(operator, call, source, ())
-        query = parse(plain)
-        if query is not None and catalogue.ask(_without_averages(query.tree)) is not None:
-            table.replace(exp.Subquery(this=query.tree, alias=table.args.get("alias")))
+        query = _query(function, call, table, source, catalogue)
+        if query is not None:
+            table.replace(exp.Subquery(this=query, alias=table.args.get("alias")))
             changed = True
     return statement.prefix + to_sql(statement.tree) if changed else text
+
+
+def may_hold_relations(text: str) -> bool:
+    """Whether a text may give relations to a function, which DuckDB can't read as it is written."""
+    return _WITH_RELATIONS.search(text) is not None
+
+
+def _query(
+    function: TableFunction, call: Any, table: exp.Table, source: StoreSource, catalogue: Catalogue
+) -> exp.Expr | None:
+    """What stands for the call; None where DuckDB could not bind it, as macros tell best why."""
+    asked = Asked(function.name, call, source)
+    if function.relations:
+        asked = Asked(function.name, call, source, columns=_columns(asked, function, table, catalogue))
+    query = parse(function.sql(asked))
+    if query is None or function.relations:
+        return None if query is None else query.tree
+    return query.tree if catalogue.ask(_without_averages(query.tree)) is not None else None
+
+
+def _columns(asked: Asked, function: TableFunction, table: exp.Table, catalogue: Catalogue) -> dict[str, list[str]]:
+    """Those of each relation among the arguments. DuckDB's error where it can't bind one, in which only that stands."""
+    found: dict[str, list[str]] = {}
+    for argument in function.relations:
+        if getattr(asked.call, argument) is not None:
+            query = parse(f"SELECT * FROM {asked.relation(argument, '')}")
+            text = asked.relation(argument, "") if query is None else without_parameters(query.tree)
+            found[argument] = [name for name, _ in catalogue.database.describe(f"{visible_ctes(table)}{text}")]
+    return found
 
 
 def _without_averages(query: exp.Expr) -> str:
@@ -54,14 +87,19 @@ def _defines(tree: exp.Expr) -> bool:
     return isinstance(tree, exp.Create) and tree.kind != "TABLE"
 
 
-def _operator(table: exp.Table, source: StoreSource, catalogue: Catalogue) -> Operator | None:
-    """The short form that an item of FROM calls; None for anything else."""
-    function = table.this
+def _only_here(call: Any) -> bool:
+    """Whether no macro could take the arguments."""
+    return any(isinstance(value, Given) for value in vars(call).values())
+
+
+def _function(table: exp.Table, source: StoreSource, catalogue: Catalogue) -> TableFunction | None:
+    """The table function that an item of FROM calls; None for anything else."""
+    called = table.this
     known = {"this", "db", "catalog", "alias"}
-    if not isinstance(function, exp.Anonymous) or any(value and key not in known for key, value in table.args.items()):
+    if not isinstance(called, exp.Anonymous) or any(value and key not in known for key, value in table.args.items()):
         return None
-    operator = _OPERATORS.get(function.name.lower())
-    return operator if operator and _is_ours(table, source, catalogue) else None
+    function = _FUNCTIONS.get(called.name.lower())
+    return function if function and _is_ours(table, source, catalogue) else None
 
 
 def _is_ours(table: exp.Table, source: StoreSource, catalogue: Catalogue) -> bool:
@@ -75,20 +113,60 @@ def _is_ours(table: exp.Table, source: StoreSource, catalogue: Catalogue) -> boo
     return all(catalogue.ask(f"SELECT * FROM {place}.{to_sql(table.this)}") is None for place in places)
 
 
-def _call(arguments: list[exp.Expr]) -> Call | None:
-    """The call's arguments, by place or by name; None when they are no constants, or not those of a short form."""
+def _call(function: TableFunction, arguments: list[exp.Expr]) -> Any:
+    """The call's arguments, by place or by name; None when macros must take them, or say what is wrong with them."""
     given: dict[str, Any] = {}
+    names = list(function.defaults)
     for place, argument in enumerate(arguments):
         named = isinstance(argument, exp.PropertyEQ | exp.Kwarg)
-        name = argument.this.name.lower() if named else list(DEFAULTS)[place] if place < len(DEFAULTS) else ""
-        value = argument.expression if named else argument
-        if name not in DEFAULTS or name in given or not _is_constant(value, name):
+        name = argument.this.name.lower() if named else names[place] if place < len(names) else ""
+        if name not in names or name in given:
+            if function.relations:
+                raise _not_an_argument(function, name, name in given)
             return None
-        given[name] = None if isinstance(value, exp.Null) else int(value.name) if name == "checkpoint" else value.name
-    return Call(**given)
+        value = _value(function, name, argument.expression if named else argument)
+        if isinstance(value, Given) and not function.relations:
+            return None
+        given[name] = value
+    return function.call(**given)
 
 
-def _is_constant(value: exp.Expr, name: str) -> bool:
-    if name == "checkpoint" and isinstance(value, exp.Literal):
-        return bool(value.is_int)
-    return isinstance(value, exp.Null) or (isinstance(value, exp.Literal) and value.is_string)
+def _value(function: TableFunction, name: str, value: exp.Expr) -> Any:
+    """A constant's value; SQL for others."""
+    if name in function.relations:
+        if isinstance(value, exp.Column):
+            return ".".join(quoted(part.name) for part in value.parts)
+        if isinstance(value, exp.Query):
+            return Given(to_sql(value.unnest() if isinstance(value, exp.Subquery) else value))
+        if isinstance(value, exp.EQ):
+            written = f"{to_sql(value.this)} := …"
+            raise QueryError(f"{function.name}(…): an argument is given its value by :=, so write {written}")
+    kind = dict(zip(function.defaults, function.types, strict=True))[name] if function.types else None
+    known, constant = _constant(value)
+    fits = kind is None or constant is None or type(constant) is {"VARCHAR": str, "BIGINT": int}[kind]
+    return constant if known and fits else Given(to_sql(value))
+
+
+def _constant(value: exp.Expr) -> tuple[bool, Any]:
+    """Whether it is a constant, and its value."""
+    if isinstance(value, exp.Null):
+        return True, None
+    if isinstance(value, exp.Boolean):
+        return True, bool(value.this)
+    if isinstance(value, exp.Neg):
+        known, number = _constant(value.this)
+        return (known, -number) if type(number) in (int, float) else (False, None)
+    if not isinstance(value, exp.Literal):
+        return False, None
+    return True, value.name if value.is_string else int(value.name) if value.is_int else float(value.name)
+
+
+def _not_an_argument(function: TableFunction, name: str, twice: bool) -> QueryError:
+    names = list(function.defaults)
+    if twice:
+        return QueryError(f"{function.name}(…): {name} is given twice")
+    if not name:
+        return QueryError(f"{function.name}(…) has {len(names)} arguments: {', '.join(names)}")
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return UnknownNameError(f"{function.name}(…) has no argument {name}.{hint} It has {', '.join(names)}")

@@ -14,7 +14,7 @@ from metaql.storage.curvatures import pack
 from metaql.storage.tables import RELATIONS
 from metaql.storage.writer import Writer
 from metaql.udfs.precondition import MACRO
-from metaql.udfs.register import FUNCTIONS, OPERATORS
+from metaql.udfs.register import FUNCTIONS, TABLE_FUNCTIONS
 from metaql.udfs.session import Session
 from tests.conftest import record_small, small_layers
 
@@ -49,7 +49,7 @@ def test_every_function_short_form_and_relation_is_described() -> None:
     names = [make(Session()).name for make in FUNCTIONS] + [MACRO]
     for name in (name for name in names if not name.startswith("metaql_")):
         assert f"**`{name}(" in text, name
-    for operator in OPERATORS:
+    for operator in TABLE_FUNCTIONS:
         columns = ", ".join(f"`{column}`" for column in operator.columns)
         assert f"| `{operator.name}(…)` | {columns} |" in text, operator.name
     for relation in RELATIONS:

@@ -15,8 +15,8 @@ import pytest
 import metaql
 from metaql.connection import Connection
 from metaql.errors import QueryError, UnknownNameError
-from metaql.udfs.operators import Operator
-from metaql.udfs.register import OPERATORS
+from metaql.udfs.register import TABLE_FUNCTIONS
+from metaql.udfs.table_functions import TableFunction
 
 P2B = (
     "SELECT t.sample_id, avg(inner_product(t.gradient, v.gradient)) FROM {0}train t, {0}validation v"
@@ -49,8 +49,8 @@ def returned(con: duckdb.DuckDBPyConnection, query: str) -> str:
 
 
 # Those that follow a training run need one; see tests/methods.
-@pytest.mark.parametrize("operator", OPERATORS[:4], ids=lambda operator: operator.name)
-def test_columns_are_those_declared(db: Connection, con: duckdb.DuckDBPyConnection, operator: Operator) -> None:
+@pytest.mark.parametrize("operator", TABLE_FUNCTIONS[:4], ids=lambda operator: operator.name)
+def test_columns_are_those_declared(db: Connection, con: duckdb.DuckDBPyConnection, operator: TableFunction) -> None:
     assert tuple(db.sql(f"FROM {operator.name}()").columns) == operator.columns
     assert tuple(con.sql(f"FROM a.{operator.name}()").columns) == operator.columns
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from metaql.udfs.operators import Operator, both_sides
+from metaql.udfs.operators import both_sides, operator
 
-B2B = Operator(
+B2B = operator(
     "b2b",
     ("influence",),
     "SELECT avg(inner_product(train.gradient, {query_gradient})) AS influence FROM {train} AS train, {query} AS query",

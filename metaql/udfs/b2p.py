@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from metaql.udfs.operators import Operator, both_sides
+from metaql.udfs.operators import both_sides, operator
 
-B2P = Operator(
+B2P = operator(
     "b2p",
     ("query_id", "influence"),
     "SELECT query.sample_id AS query_id, avg(inner_product({train_gradient}, query.gradient)) AS influence"

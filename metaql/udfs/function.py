@@ -16,10 +16,13 @@ from metaql.udfs.references import Bools, Floats, References
 
 @dataclass(frozen=True)
 class Function:
-    """A scalar SQL function: its name, DuckDB types, and what computes a column from its arguments' columns."""
+    """A scalar SQL function: its name, DuckDB types, and what computes a column from its arguments' columns.
+
+    ``parameters`` None: any number of arguments, of any types.
+    """
 
     name: str
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...] | None
     returns: str
     evaluate: Callable[..., pa.Array]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from metaql.udfs.hydra_weights import HYDRA_WEIGHTS
-from metaql.udfs.operators import Asked, Operator
+from metaql.udfs.operators import operator
 from metaql.udfs.quoting import literal
+from metaql.udfs.table_functions import Asked
 from metaql.udfs.trajectories import query_in_group, query_side, schema, steps_of
 
 
@@ -22,7 +23,7 @@ def _sides(asked: Asked) -> dict[str, str]:
     }
 
 
-HYDRA = Operator(
+HYDRA = operator(
     "hydra",
     ("sample_id", "influence"),
     "SELECT train.sample_id, sum(weights.weight * inner_product(train.gradient, {mean})) AS influence"

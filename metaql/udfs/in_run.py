@@ -5,8 +5,9 @@ from __future__ import annotations
 from metaql.errors import QueryError
 from metaql.methods.hydra import require_factors
 from metaql.udfs.hydra_weights import group_patterns, passes
-from metaql.udfs.operators import Asked, Operator
+from metaql.udfs.operators import operator
 from metaql.udfs.quoting import literal
+from metaql.udfs.table_functions import Asked
 from metaql.udfs.trajectories import query_in_group, schema, steps_of
 
 
@@ -32,7 +33,7 @@ def _patterns(asked: Asked) -> str:
     return f"([{listed}]::VARCHAR[])[steps.parameter_group + 1]"
 
 
-IN_RUN = Operator(
+IN_RUN = operator(
     "in_run",
     ("sample_id", "influence"),
     "SELECT train.sample_id, sum(CASE WHEN steps.maximize THEN -1 ELSE 1 END * steps.learning_rate"

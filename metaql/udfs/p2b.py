@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from metaql.udfs.operators import Operator, both_sides
+from metaql.udfs.operators import both_sides, operator
 
-P2B = Operator(
+P2B = operator(
     "p2b",
     ("sample_id", "influence"),
     "SELECT train.sample_id, avg(inner_product(train.gradient, {query_gradient})) AS influence"

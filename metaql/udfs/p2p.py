@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from metaql.udfs.operators import Operator, both_sides
+from metaql.udfs.operators import both_sides, operator
 
-P2P = Operator(
+P2P = operator(
     "p2p",
     ("sample_id", "query_id", "influence"),
     "SELECT train.sample_id, query.sample_id AS query_id,"

@@ -30,7 +30,6 @@ from metaql.udfs.inner_product import inner_product
 from metaql.udfs.layers import layers
 from metaql.udfs.members import members
 from metaql.udfs.norm import norm
-from metaql.udfs.operators import returns_sql
 from metaql.udfs.p2b import P2B
 from metaql.udfs.p2p import P2P
 from metaql.udfs.precondition import MACRO, precondition
@@ -39,9 +38,10 @@ from metaql.udfs.scan import scan
 from metaql.udfs.score import score
 from metaql.udfs.scores import scores
 from metaql.udfs.session import Session, find
+from metaql.udfs.table_functions import returns_sql
 from metaql.udfs.tracin import TRACIN
 
-OPERATORS = (P2P, P2B, B2P, B2B, HYDRA, TRACIN, IN_RUN)
+TABLE_FUNCTIONS = (P2P, P2B, B2P, B2B, HYDRA, TRACIN, IN_RUN)
 FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     inner_product,
     score,
@@ -54,7 +54,7 @@ FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     precondition,
     mean,
     total,
-    *(partial(returns_sql, operator) for operator in OPERATORS),
+    *(partial(returns_sql, function) for function in TABLE_FUNCTIONS),
     members,
     scores,
     best,
@@ -127,13 +127,18 @@ def _identity(session: Session) -> Function:
 
 def _register(connection: duckdb.DuckDBPyConnection, function: Function) -> None:
     # DuckDB would have Python evaluate the annotations, which takes longer than all the rest.
-    places = (Parameter(f"_{place}", Parameter.POSITIONAL_ONLY) for place in range(len(function.parameters)))
-    function.evaluate.__signature__ = Signature(list(places))  # type: ignore[attr-defined]
+    function.evaluate.__signature__ = _signature(function)  # type: ignore[attr-defined]
     connection.create_function(
         function.name,
         function.evaluate,
-        list(function.parameters),
+        None if function.parameters is None else list(function.parameters),
         function.returns,
         type=PythonUDFType.ARROW,
         null_handling=FunctionNullHandling.SPECIAL,
     )
+
+
+def _signature(function: Function) -> Signature:
+    if function.parameters is None:
+        return Signature([Parameter("_", Parameter.VAR_POSITIONAL)])
+    return Signature([Parameter(f"_{place}", Parameter.POSITIONAL_ONLY) for place in range(len(function.parameters))])

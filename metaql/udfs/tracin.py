@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from metaql.errors import QueryError
-from metaql.udfs.operators import Asked, Operator
+from metaql.udfs.operators import operator
+from metaql.udfs.table_functions import Asked
 from metaql.udfs.trajectories import checkpoints_of, schema
 
 
@@ -38,7 +39,7 @@ def _require_rates(asked: Asked) -> None:
         )
 
 
-TRACIN = Operator(
+TRACIN = operator(
     "tracin",
     ("sample_id", "influence"),
     "SELECT train.sample_id, sum({rate} * inner_product(train.gradient, query.mean)) AS influence"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from metaql.errors import QueryError
 from metaql.storage.manifest import Collection
 from metaql.udfs.hydra_weights import group_patterns
-from metaql.udfs.operators import Asked
+from metaql.udfs.operators import relation, side_of
 from metaql.udfs.quoting import literal, quoted
+from metaql.udfs.table_functions import Asked
 
 
 def schema(asked: Asked) -> str:
@@ -50,15 +49,14 @@ def query_side(asked: Asked) -> tuple[str, int]:
     text, given = asked.call.query, asked.call.checkpoint
     own = [number for split, number in collected if text is not None and split == text.lower()]
     if own:
-        return asked.side("query"), max(own) if given is None else given
+        return side_of(asked, "query"), max(own) if given is None else given
     among = {number for _, number in collected} if given is None else {given}
     if len(among) > 1:
         raise QueryError(
             f"{asked.where('query')}: there are gradients at the checkpoints {', '.join(map(str, sorted(among)))}. Say "
             "at which those of the query are, with checkpoint := …"
         )
-    plain = replace(asked, call=replace(asked.call, checkpoint=None))
-    return plain.side("query"), among.pop()
+    return relation(asked, "query"), among.pop()
 
 
 def query_in_group(asked: Asked, gradient: str, parameters: str) -> str:
