@@ -244,10 +244,10 @@ def merge_rows(block: Factored) -> Factored:
     places = (order + samples * rows.shape[1]).flatten()
     # As fast as a copy, which index_add_ is not.
     prefix = torch.nn.functional.embedding_bag(places, block.prefix, begin, mode="sum")
-    return Factored(rows.flatten()[begin], prefix, block.samples, _offsets(first.sum(1)))
+    return Factored(rows.flatten()[begin], prefix, block.samples, offsets_of(first.sum(1)))
 
 
-def _offsets(lengths: Tensor) -> Tensor | None:
+def offsets_of(lengths: Tensor) -> Tensor | None:
     """Where each sample's positions begin; None where all have as many."""
     if bool((lengths == lengths[0]).all()):
         return None

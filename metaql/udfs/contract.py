@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metaql.storage.blocks import Factored, Factors, cut, split, sum_by_sample
 from metaql.storage.schema import Layer
+from metaql.udfs.costs import COLUMNS
 from metaql.udfs.scratch import product
 from metaql.udfs.slices import by_group, joined, padded, positions, row_dots, single, steps, summed
 
@@ -60,6 +61,52 @@ def _grouped(layer: Layer, block: Factored, matrix: Tensor) -> Tensor:
     matrix = matrix.reshape(layer.groups, prefix.shape[2], suffix.shape[2])
     products: Tensor = (torch.einsum("pgo,goi->pgi", prefix, matrix) * suffix).sum((1, 2))
     return products
+
+
+def contract_matrix(layer: Layer, block: Factors, gradients: Tensor, weight: bool, bias: bool) -> Tensor:
+    """Each sample's inner product with each of some laid-out gradients [r, layer.width]: [n, r]."""
+    if len(gradients) == 1:
+        return contract(layer, block, gradients[0], weight, bias).unsqueeze(1)
+    return summed([_contract_matrix(part, factors, gradients, weight, bias) for part, factors in split(layer, block)])
+
+
+def _contract_matrix(layer: Layer, block: Factored, gradients: Tensor, weight: bool, bias: bool) -> Tensor:
+    result = block.prefix.new_zeros(block.samples, len(gradients))
+    if not weight or layer.kind == "embedding" or layer.groups > 1:
+        for place, gradient in enumerate(gradients):
+            result[:, place] = _contract(layer, block, gradient, weight, bias)
+        return result
+    size, narrow = layer.parameters[0].width, min(widths(layer))
+    matrices = _side_by_side(layer, gradients[:, :size])
+    for across in steps(len(gradients), narrow, 4 * COLUMNS):
+        several = matrices[:, across.start * narrow : across.stop * narrow]
+        for part in steps(block.samples, positions(block) * several.shape[1]):
+            piece = cut(block, part)
+            products = _by_gradient(layer, piece, several)
+            if bias:
+                products += piece.prefix @ gradients[across, size:].T
+            result[part, across] = products if single(piece) else sum_by_sample(piece, products)
+    return result
+
+
+def _side_by_side(layer: Layer, gradients: Tensor) -> Tensor:
+    """Weights' gradients [r, o·i] as one matrix with the wider side in rows, [i, r·o] or [o, r·i]."""
+    i, o = widths(layer)
+    matrices = gradients.unflatten(1, (o, i))
+    found: Tensor = matrices.flatten(0, 1).T if o <= i else matrices.transpose(0, 1).flatten(1)
+    return found
+
+
+def _by_gradient(layer: Layer, block: Factored, matrices: Tensor) -> Tensor:
+    """b_sᵀ G a_s for each position and each of the matrices side by side: [p, r].
+
+    The product runs over the wider side, so that its result is small; with several of them it is not a thin one.
+    """
+    i, o = widths(layer)
+    wide, narrow = (block.suffix, block.prefix) if o <= i else (block.prefix, block.suffix)
+    products = product(wide, matrices).unflatten(1, (-1, narrow.shape[1]))
+    found: Tensor = products.mul_(narrow.unsqueeze(1)).sum(2)
+    return found
 
 
 def contract_pairs(layer: Layer, block: Factors, gradients: Tensor, weight: bool, bias: bool) -> Tensor:

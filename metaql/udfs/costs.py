@@ -5,7 +5,8 @@ of the right samples, i and o a layer's input and output width, D = i·o the siz
 
     product of matrices [P, k] x [k, Q]     2·P·k·Q flop + (P·k + k·Q) load;  with one column only (P·k + k) stream
     gram        products over i and over o, their P·Q results multiplied and added up
-    contract    each right gradient laid out (2·Q·D flop); for each of them a product [P, o] x [o, i], P·i results
+    contract    each right gradient laid out (2·Q·D flop); for each of them a product [P, o] x [o, i], P·i results,
+                and for several at a time products [P, i] x [i, o], P·o results, where o is the smaller
     full        both sides laid out, a product over D
 
 Left out: biases, the caches' sizes, and what float64 takes more, which is the same factor for every way.
@@ -22,8 +23,12 @@ from metaql.storage.schema import TIED, Layer, parts
 # How two samples are multiplied, and how a query's rows are found: the words that EXPLAIN uses too.
 GRAM, CONTRACT, FULL = "gram", "contract", "full"
 SCAN, PROBE = "scan", "probe"
+# How rows are multiplied with preconditioned vectors, where none of these is laid out in the parameters' coordinates.
+EIGENBASIS = "eigenbasis"
 # Rows that DuckDB hands to a function in one call.
 CALL_ROWS = 2048
+# Columns of a product with several gradients at a time: wide enough to be made fast, and few enough for the caches.
+COLUMNS = 1 << 10
 # Numbers of an intermediate result that the kernels make at a time, so that it stays in the processor's caches.
 STEP = 1 << 19
 
@@ -80,9 +85,9 @@ def matrix(costs: Constants, layer: Layer, left: Side, right: Side) -> dict[str,
     if left.positions is not None and right.positions is not None:
         found[GRAM] = gram(costs, layer, left.count, right.count)
     if left.positions is not None:
-        found[CONTRACT] = _laid_out(costs, layer, right) + right.samples * contract(costs, layer, left.count)
+        found[CONTRACT] = _laid_out(costs, layer, right) + _contract_matrix(costs, layer, left.count, right.samples)
     elif right.positions is not None:
-        found[CONTRACT] = left.samples * contract(costs, layer, right.count)
+        found[CONTRACT] = _contract_matrix(costs, layer, right.count, left.samples)
     return found
 
 
@@ -216,6 +221,26 @@ def contract(costs: Constants, layer: Layer, positions: float) -> float:
         2 * _weights(layer) * costs.flop + narrow * costs.load + wide * (costs.stream + costs.result)
     )
     return seconds + _weights(layer) * costs.load + _steps(positions * wide) * costs.call
+
+
+def _contract_matrix(costs: Constants, layer: Layer, positions: float, gradients: float) -> float:
+    """Seconds to multiply so many positions with each of some laid-out gradients."""
+    if layer.kind in (TIED, "embedding") or layer.groups > 1 or gradients <= 1:
+        return gradients * contract(costs, layer, positions)
+    narrow, wide = sorted(factor_widths(layer))
+    columns = gradients * narrow
+    numbers = (positions * max(1.0, columns / COLUMNS) + columns) * wide * costs.load
+    results = positions * columns * (costs.stream + costs.result)
+    flops = 2 * positions * gradients * _weights(layer) * costs.flop
+    return flops + numbers + results + _steps(positions * columns) * costs.call
+
+
+def turned(costs: Constants, layer: Layer, side: Side) -> float:
+    """Seconds to multiply a side's factors, or its gradients from both sides, with square matrices."""
+    i, o = factor_widths(layer)
+    if side.positions is None:
+        return side.samples * (product(costs, o, o, i) + product(costs, o, i, i))
+    return product(costs, side.count, i, i) + product(costs, side.count, o, o)
 
 
 def lay_out(costs: Constants, layer: Layer, positions: float) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 from metaql.storage.blocks import Block, Factors, Full, cut, lay_out
 from metaql.storage.schema import Layer
 from metaql.udfs import costs
-from metaql.udfs.contract import contract, contract_pairs
+from metaql.udfs.contract import contract_matrix, contract_pairs
 from metaql.udfs.costs import FULL, GRAM, SHIPPED, Constants, Side
 from metaql.udfs.gram import gram_matrix, gram_pairs
 from metaql.udfs.patterns import Term
@@ -85,8 +85,8 @@ def _full_pairs(term: Term, left: Block, right: Block) -> Tensor:
     own, other = _shared_columns(term)
     results = [
         row_dots(
-            columns(term.left, own, restored(term.left, _slice(left, part))),
-            columns(term.right, other, restored(term.right, _slice(right, part))),
+            columns(term.left, own, restored(term.left, some(left, part))),
+            columns(term.right, other, restored(term.right, some(right, part))),
         )
         for part in _laid_out_steps(term, left, right)
     ]
@@ -97,10 +97,10 @@ def _full_matrix(term: Term, left: Block, right: Block) -> Tensor:
     own, other = _shared_columns(term)
     result = numbers(left).new_zeros(left.samples, right.samples)
     for across in _laid_out_steps(term, right):
-        others = columns(term.right, other, restored(term.right, _slice(right, across)))
+        others = columns(term.right, other, restored(term.right, some(right, across)))
         for down in _laid_out_steps(term, left):
-            some = columns(term.left, own, restored(term.left, _slice(left, down)))
-            _add_products(some, others, result[down, across])
+            ours = columns(term.left, own, restored(term.left, some(left, down)))
+            _add_products(ours, others, result[down, across])
     return result
 
 
@@ -125,25 +125,23 @@ def _laid_out_steps(term: Term, *blocks: Block) -> list[slice]:
 
 def _contract_pairs(term: Term, left: Factors, right: Block) -> Tensor:
     results = [
-        contract_pairs(term.left, _some(left, part), restored(term.left, _slice(right, part)), term.weight, term.bias)
+        contract_pairs(term.left, _some(left, part), restored(term.left, some(right, part)), term.weight, term.bias)
         for part in _laid_out_steps(term, right)
     ]
     return joined(results, numbers(left).new_zeros(0))
 
 
 def _contract_matrix(term: Term, left: Factors, right: Block) -> Tensor:
-    """Each right sample laid out, and all left samples contracted with it."""
-    if right.samples == 1:
-        return contract(term.left, left, restored(term.left, right)[0], term.weight, term.bias).unsqueeze(1)
+    """The right samples laid out, and all left samples contracted with them."""
     scores = [
-        contract(term.left, left, gradient, term.weight, term.bias)
+        contract_matrix(term.left, left, restored(term.left, some(right, part)), term.weight, term.bias)
         for part in _laid_out_steps(term, right)
-        for gradient in restored(term.left, _slice(right, part))
     ]
-    return torch.stack(scores, dim=1) if scores else numbers(left).new_zeros(left.samples, 0)
+    return torch.cat(scores, dim=1) if scores else numbers(left).new_zeros(left.samples, 0)
 
 
-def _slice(block: Block, part: slice) -> Block:
+def some(block: Block, part: slice) -> Block:
+    """A slice of a block's samples."""
     return Full(block.gradient[part]) if isinstance(block, Full) else _some(block, part)
 
 

@@ -15,6 +15,7 @@ from metaql.storage.blocks import Full
 from metaql.storage.schema import Layer
 from metaql.udfs import costs
 from metaql.udfs.costs import FULL, GRAM, Side
+from metaql.udfs.eigenbasis import InEigenbasis, in_eigenbasis
 from metaql.udfs.fused import fused_blocks, fused_term, fused_terms
 from metaql.udfs.kernels import LAID_OUT_BUDGET, matrix, pairs, restored, side
 from metaql.udfs.patterns import Term
@@ -55,13 +56,34 @@ def every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Row
 def _every_pair(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Floats:
     result = torch.zeros(len(left), len(right), dtype=torch.float64)
     for number, group in enumerate(_groups(session, terms, left, right)):
-        pieces = _laid_out if _way(session, group[0], left, right) == FULL else _as_stored
-        for down, across, piece in pieces(session, group, left, right):
+        for down, across, piece in _pieces(session, group, left, right):
             # Converted and added where they belong, without a matrix in between.
             place = result[down, across]
             place.add_(piece.cpu()) if number else place.copy_(piece)
     values: Floats = result.numpy()
     return values
+
+
+def _pieces(session: Session, terms: tuple[Term, ...], left: Rows, right: Rows) -> Iterator[Piece]:
+    found = in_eigenbasis(session, terms[0], left, right)
+    if found is not None:
+        return _preconditioned(session, found, left)
+    pieces = _laid_out if _way(session, terms[0], left, right) == FULL else _as_stored
+    return pieces(session, terms, left, right)
+
+
+def _preconditioned(session: Session, found: InEigenbasis, left: Rows) -> Iterator[Piece]:
+    """As many vectors as may be kept are preconditioned, and all rows are turned once for each lot of these."""
+    for lot in steps(len(found.vectors), found.numbers, KEPT_BYTES):
+        theirs = found.preconditioned(session, lot)
+        for down in left.blocks(found.term.left):
+            ours = found.turned(left.read(found.term.left, down))
+            for part in _short(
+                session, found.pieces[0].term, side(ours[0]), side(theirs[0]), slice(0, lot.stop - lot.start)
+            ):
+                session.work.go_on()
+                across = slice(lot.start + part.start, lot.start + part.stop)
+                yield down, across, found.products(session, ours, theirs, part)
 
 
 def _way(session: Session, term: Term, left: Rows, right: Rows) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from metaql.errors import ReferenceError
-from metaql.storage.blocks import Block, Factored, Full, lay_out, size, split, whole
+from metaql.storage.blocks import Block, Factored, Full, lay_out, offsets_of, size, split, whole
 from metaql.storage.cache import Cache
 from metaql.storage.schema import Layer
 from metaql.udfs import costs
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from metaql.udfs.sources import Source
 
 CACHE_BYTES = 512 << 20
+# Those that are kept for the rows that follow, all together in a form of their own.
+TOGETHER_BYTES = 256 << 20
 # As many samples as make what is done once for all of them cost nothing.
 MANY = 1e6
 # The part of laying out that factors must have cost before a guess at the rows to come is believed.
@@ -64,6 +66,7 @@ class Vectors:
         # The session owns this object; a plain reference back would keep both alive until a collection.
         self._session = weakref.proxy(session)
         self._cache: Cache[tuple[int, str], Block] = Cache(cache_bytes)
+        self._together: Cache[tuple[object, ...], list[Block]] = Cache(TOGETHER_BYTES)
         self._lock = threading.Lock()
         self._definitions: list[Definition] = []
         self._numbers: dict[bytes, int] = {}
@@ -101,6 +104,14 @@ class Vectors:
         if found is None:
             return self._definitions[number].positions(self._session, layer)
         return None if isinstance(found, Full) else positions(found)
+
+    def together(self, key: tuple[object, ...], make: Callable[[], list[Block]]) -> list[Block]:
+        """What is made of several vectors, which the key has the numbers of; made again when it was dropped."""
+        found = self._together.get(key)
+        if found is None:
+            found = make()
+            self._together.put(key, found, sum(map(size, found)))
+        return found
 
     def block(self, number: int, layer: Layer) -> Block:
         """One vector in one layer, in the form that many samples are multiplied with best."""
@@ -196,12 +207,8 @@ def join(layer: Layer, blocks: list[Block]) -> Block:
 
 def _join(factored: list[Factored]) -> Factored:
     lengths = torch.cat([lengths_of(block) for block in factored])
-    return Factored(
-        torch.cat([block.suffix for block in factored]),
-        torch.cat([block.prefix for block in factored]),
-        len(lengths),
-        torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
-    )
+    suffix, prefix = torch.cat([block.suffix for block in factored]), torch.cat([block.prefix for block in factored])
+    return Factored(suffix, prefix, len(lengths), offsets_of(lengths))
 
 
 def lengths_of(block: Factored) -> torch.Tensor:

@@ -59,11 +59,13 @@ def test_gram_and_contraction_agree(
     laid_out, bias = torch.from_numpy(h), layer.has_bias
     expected = g @ h.T
     by_gram = gram.gram_matrix(layer, left, right, True, bias)
-    by_contraction = torch.stack([contract.contract(layer, left, one, True, bias) for one in laid_out], 1)
+    one_by_one = torch.stack([contract.contract(layer, left, one, True, bias) for one in laid_out], 1)
+    by_contraction = contract.contract_matrix(layer, left, laid_out, True, bias)
     pairs = gram.gram_pairs(layer, left, right, True, bias)
     contracted = contract.contract_pairs(layer, left, laid_out, True, bias)
     for result, wanted in (
         (by_gram, expected),
+        (one_by_one, expected),
         (by_contraction, expected),
         (pairs, np.diag(expected)),
         (contracted, np.diag(expected)),

@@ -17,8 +17,14 @@ import metaql
 from metaql.errors import QueryError
 from metaql.storage.curvatures import unpack
 from metaql.storage.store import Store
+from metaql.udfs.costs import CONTRACT, EIGENBASIS, FULL, Constants
+from metaql.udfs.definitions import Combination, Part
+from metaql.udfs.eigenbasis import in_eigenbasis
+from metaql.udfs.patterns import Space
 from metaql.udfs.preconditioned import Preconditioned
+from metaql.udfs.rows import Rows
 from metaql.udfs.session import find
+from metaql.udfs.vectors import VectorSource
 
 SPLITS = {"train": slice(0, 16), "validation": slice(16, 25)}
 
@@ -118,6 +124,66 @@ def test_planned_and_unplanned_agree(db, path, title):
     assert len(got) > 0
     for ours, theirs in zip(got, expected, strict=True):
         assert ours[-1] == (None if theirs[-1] is None else pytest.approx(theirs[-1], rel=1e-9, abs=1e-12))
+
+
+PAIRS = "t.sample_id, v.sample_id AS o, inner_product({}, {}) AS s FROM t, v"
+
+
+@pytest.mark.parametrize("measured", ["inner_product", "cosine_similarity"])
+@pytest.mark.parametrize("pattern", ["*", "4", "4.bias", "0 & *.weight", "3"])
+@pytest.mark.parametrize("way", [EIGENBASIS, CONTRACT, FULL])
+def test_pairs_by_every_way(db, path, measured, pattern, way):
+    session = find(db._session)
+    session.measure = lambda: Constants(forced=frozenset({way}))
+    query = PAIRS.format(f"layers({T}, '{pattern}')", PV).replace("inner_product", measured)
+    got = [row[-1] for row in sorted(db.sql(f"SELECT {query}").fetchall())]
+    layers = Store.open(path).layers
+    chosen = {(one.layer.name, place) for one in Space(layers).select(pattern) for place in one.places}
+    parameters = [(layer.name, place, one) for layer in layers for place, one in enumerate(layer.parameters)]
+    mask = np.concatenate([np.full(one.width, float((name, place) in chosen)) for name, place, one in parameters])
+    ours, theirs = gradients(db, "t") * mask, gradients(db, "v") @ dense(path, "ekfac")
+    expected = ours @ theirs.T
+    if measured == "cosine_similarity":
+        expected /= np.outer(np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1))
+    np.testing.assert_allclose(got, expected.flatten(), rtol=1e-8, atol=1e-10)
+    in_basis = way == EIGENBASIS and pattern in ("*", "4", "4.bias")
+    assert (session.vectors._together.used > 0) == in_basis
+
+
+def test_few_rows_are_not_worth_turning(db):
+    session = find(db._session)
+    (source,) = session._named.values()
+    rows = {
+        one.split: np.arange(one.first_row, one.first_row + one.rows)
+        for one in source.store.manifest.collections
+        if one.checkpoint == 1
+    }
+    (term,) = source.space.shared("4", source.space, "")
+    fitted = session.curvatures.get(source.store, "ekfac", 1)
+
+    def made(row, damping=None):
+        gradient = Combination((Part(source.store.id, "", np.array([row]), np.ones(1)),), source.space)
+        return session.vectors.add(Preconditioned(gradient, fitted, damping))
+
+    def vectors(*numbers):
+        return Rows(VectorSource(session.vectors, source.space), np.array(numbers))
+
+    several = [made(row) for row in rows["validation"]]
+    many, few = (Rows(source, np.tile(rows["train"], times)) for times in (1000, 1))
+    assert in_eigenbasis(session, term, many, vectors(*several)) is not None
+    assert in_eigenbasis(session, term, few, vectors(several[0])) is None
+    assert in_eigenbasis(session, term, many, many) is None
+    assert in_eigenbasis(session, term, vectors(*several), vectors(*several)) is None
+    assert in_eigenbasis(session, term, many, vectors(several[0], made(rows["validation"][0], damping=0.3))) is None
+
+
+def test_pairs_asked_again_are_kept(db):
+    session, query = find(db._session), f"SELECT {PAIRS.format(T, PV)}"
+    first = sorted(db.sql(query).fetchall())
+    before = session.counters.now()
+    assert before.scored >= 16 * 9
+    assert sorted(db.sql(query).fetchall()) == first
+    assert (session.counters.now() - before).scored == 0
 
 
 # What is asked, and how many gradients have to be preconditioned for it; there are 16 t and 9 v.
