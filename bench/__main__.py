@@ -16,7 +16,20 @@ from pathlib import Path
 from bench.report import RESULTS
 
 # In the order of the page; those with a --full size, and pages in bench/results.
-SCRIPTS = ("storage", "p2p", "p2b", "record_models", "mislabelled", "hydra", "lds", "peers", "growth", "floor")
+SCRIPTS = (
+    "storage",
+    "p2p",
+    "p2b",
+    "record_models",
+    "mislabelled",
+    "hydra",
+    "sign_vectors",
+    "lds",
+    "left_out",
+    "peers",
+    "growth",
+    "floor",
+)
 
 
 def main() -> int:

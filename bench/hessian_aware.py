@@ -72,14 +72,21 @@ def derivatives(
     return of_weights
 
 
-def retrained(model: nn.Module, training: Training, inputs: Tensor, labels: Tensor, sample: int, more: float) -> Tensor:
-    """The final weights when a sample's weight is 1 + ``more``."""
-    losses, weights = Differentiable(model), Differentiable(model).weights()
-    share = torch.ones(len(labels), dtype=weights.dtype)
-    share[sample] += more
+def retrained(model: nn.Module, training: Training, inputs: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+    """The final weights [models, parameters] of trainings in which samples weigh ``shares`` [models, samples], not 1.
+
+    They start from the model's weights, and their batches are those of the training.
+    """
+    losses, start = Differentiable(model), Differentiable(model).weights()
+
+    def mean(weights: Tensor, share: Tensor, batch: Tensor, targets: Tensor) -> Tensor:
+        return (share * losses.losses(weights, batch, targets)).mean()
+
+    slopes = vmap(grad(mean), in_dims=(0, 0, None, None))
+    weights = start.repeat(len(shares), 1)
     velocity = torch.zeros_like(weights)
     for ids in (each for epoch in training.batches(len(labels)) for each in epoch):
-        gradient = (share[ids].unsqueeze(1) * losses.gradients(weights, inputs[ids], labels[ids])).mean(0)
+        gradient = slopes(weights, shares[:, ids], inputs[ids], labels[ids])
         velocity = training.momentum * velocity + gradient
         weights = weights - training.rate * velocity
     return weights

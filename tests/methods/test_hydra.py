@@ -487,6 +487,21 @@ def test_what_the_steps_do_not_tell_is_refused(loop: Callable[..., None], messag
         db.sql("SELECT * FROM hydra()").fetchall()
 
 
+def test_sign_vectors_of_the_page(tmp_path: Path) -> None:
+    direct, model = run(tmp_path / "store", TWO_GROUPS, steps=20, momentum=0.9)
+    expected = torch.stack([direct.influence(each) for each in gradients(model, torch.arange(SAMPLES, SAMPLES + 3))])
+    assert expected.sign().unique().tolist() == [-1, 1]
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    (text,) = [each for each in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "AS signs" in each]
+    (code,) = [each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "KMeans" in each]
+    names: dict[str, Any] = {"text": text}
+    with metaql.connect(tmp_path / "store") as db:
+        exec(code.replace("KMeans(10", "KMeans(2"), names | {"db": db}, names)
+    assert names["ids"] == tuple(range(SAMPLES))
+    assert torch.tensor(names["signs"]).tolist() == expected.sign().T.tolist()
+    assert len(names["clusters"]) == SAMPLES
+
+
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_pass_within_the_update_is_a_closure(warm: bool, tmp_path: Path) -> None:
     model = network()
