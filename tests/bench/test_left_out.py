@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bench import data, left_out, left_out_cases
 from bench.hessian_aware import retrained
 from bench.hydra_truth import small, small_network
+from bench.left_out_cases import CG, LISSA
 from bench.left_out_truth import Optimum
 from bench.recorded_training import Training
 from bench.report import Report, table
@@ -28,6 +29,8 @@ def _noise(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The noise here bends the other way more than the real images do.
     monkeypatch.setattr(left_out_cases, "OUTWEIGHS", 2.0)
+    monkeypatch.setattr(left_out_cases, "SOLVERS", {name: left_out_cases.SOLVERS[name] for name in (CG, LISSA)})
+    monkeypatch.setattr(left_out, "GROUPS", 3)
     report, points = Report("toy", "Does it run?"), {}
     for case in (
         left_out_cases.trained(tmp_path / "trained", 40, 3, 4),
@@ -40,21 +43,21 @@ def test_both_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "toy.png").stat().st_size > 0
     rows = json.loads((tmp_path / "toy.json").read_text())["rows"]
     found = {(row["case"], row["method"]): row for row in rows if row["section"] == "one"}
-    exact, at_end = found["4 epochs", left_out.EXACT], found["optimum, penalty 0.5", left_out.CG]
+    exact, at_end = found["4 epochs", left_out.EXACT], found["optimum, penalty 0.5", CG]
     assert exact["slope"] == pytest.approx(1, abs=0.05)
     assert exact["pearson"] > 0.99
     assert at_end["slope"] == pytest.approx(1, abs=0.1)
     assert at_end["spearman"] > 0.99
-    assert found["optimum, penalty 0.5", left_out_cases.LISSA]["each"] is None
-    assert len([row for row in rows if row["section"] == "groups"]) == len(found) == 12 + 8
+    assert found["optimum, penalty 0.5", LISSA]["each"] is None
+    assert len([row for row in rows if row["section"] == "groups"]) == len(found) == 11 + 7
 
 
 def test_a_wrong_scale_is_found() -> None:
     case = left_out_cases.Case(
-        "made up", torch.zeros(9), lambda shares: -shares.sum(1, keepdim=True), {left_out.CG: (torch.ones(9, 1), 0.0)}
+        "made up", torch.zeros(9), lambda shares: -shares.sum(1, keepdim=True), {CG: (torch.ones(9, 1), 0.0)}
     )
     left_out_cases.require_derivative(case)
-    case.forecasts[left_out.CG] = 1.01 * torch.ones(9, 1), 0.0
+    case.forecasts[CG] = 1.01 * torch.ones(9, 1), 0.0
     with pytest.raises(SystemExit, match="WRONG RESULT: the derivative at the optimum"):
         left_out_cases.require_derivative(case)
 
