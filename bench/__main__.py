@@ -22,6 +22,8 @@ SCRIPTS = (
     "p2b",
     "record_models",
     "mislabelled",
+    "wrong_labels",
+    "cleaning",
     "hydra",
     "sign_vectors",
     "lds",

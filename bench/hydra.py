@@ -1,6 +1,6 @@
-"""What does HYDRA cost from recorded steps, how near is it to the truth, and what does it find?
+"""What does HYDRA cost from recorded steps, how near is it to the truth, and what did each class contribute?
 
-Chen et al., AAAI 2021. Four parts, on Fashion-MNIST:
+Chen et al., AAAI 2021. Three parts, on Fashion-MNIST:
 
 - cost: LeNet-5 trained plainly and inside ``recorder.step`` in turns, recorded in full and in less; what less loses, as
   rank correlation of the samples' influence with that of the full recording; and the memory of fresh processes that
@@ -9,8 +9,8 @@ Chen et al., AAAI 2021. Four parts, on Fashion-MNIST:
   Hessian out (the paper's Figures 4 and 5). The exact recurrence is compared with retraining, a sample weighing more
   or less.
 - classes: how much each class contributed to each class of test samples (Figure 2).
-- labels: how well wrong labels are found, beside other scores (``bench/wrong_labels.py``).
 
+Finding wrong labels is ``bench/wrong_labels.py``, training again without them (Table 3) ``bench/cleaning.py``.
 Exits with 1 when a result is wrong or a promise is missed. Linux only. One thread.
 
     python -m bench.hydra
@@ -32,7 +32,7 @@ import pyarrow as pa
 import torch
 
 import metaql
-from bench import data, wrong_labels
+from bench import data
 from bench.hydra_cost import COST, FULL_RECORDING, GROWTH, INFLUENCE, PAPER_SIZE, Sizes, cost, grow
 from bench.hydra_truth import TRUTH, truth
 from bench.recorded_training import Training, by_sample
@@ -111,33 +111,31 @@ def judge(report: Report) -> None:
         )
     own = int(of(report, "classes")[0]["own"])
     report.promise("each class of test samples owes most to its own class", own == 10, f"{own} of 10")
-    wrong_labels.judge(report, of(report, "labels"))
 
 
 def plot(report: Report) -> Any:
-    """Cost, truth, classes and labels."""
-    figure, axes = subplots(2, 2, figsize=(15, 10))
+    """Cost, truth and classes."""
+    figure, axes = subplots(1, 3, figsize=(21, 5.5))
     rows = [row for row in of(report, "cost") if row.get("bytes")]
-    axes[0][0].loglog([row["bytes"] for row in rows], [row["spearman"] for row in rows], "o")
+    axes[0].loglog([row["bytes"] for row in rows], [row["spearman"] for row in rows], "o")
     for row in rows:
-        axes[0][0].annotate(row["recorded"], (row["bytes"], row["spearman"]), fontsize=8)
-    axes[0][0].set(xlabel="bytes a sample and step", ylabel="Spearman with the full recording", yscale="linear")
+        axes[0].annotate(row["recorded"], (row["bytes"], row["spearman"]), fontsize=8)
+    axes[0].set(xlabel="bytes a sample and step", ylabel="Spearman with the full recording", yscale="linear")
     # Room for the last name.
-    axes[0][0].set_xlim(right=3 * max(row["bytes"] for row in rows))
+    axes[0].set_xlim(right=3 * max(row["bytes"] for row in rows))
     rows = of(report, "truth")
     for key, name in (("spearman", "of the mean test loss"), ("pair_spearman", "of each test sample's (median)")):
-        axes[0][1].plot([row["epochs"] for row in rows], [row[key] for row in rows], "o-", label=name)
-    axes[0][1].axhline(PAPER_SPEARMAN, linestyle=":", color="black", label="the paper's")
-    axes[0][1].set(xlabel="epochs", ylabel="Spearman, without and with the Hessian", ylim=(0, 1.02), xscale="log")
-    axes[0][1].set_xticks([row["epochs"] for row in rows], [str(row["epochs"]) for row in rows], minor=False)
-    axes[0][1].minorticks_off()
-    axes[0][1].legend()
+        axes[1].plot([row["epochs"] for row in rows], [row[key] for row in rows], "o-", label=name)
+    axes[1].axhline(PAPER_SPEARMAN, linestyle=":", color="black", label="the paper's")
+    axes[1].set(xlabel="epochs", ylabel="Spearman, without and with the Hessian", ylim=(0, 1.02), xscale="log")
+    axes[1].set_xticks([row["epochs"] for row in rows], [str(row["epochs"]) for row in rows], minor=False)
+    axes[1].minorticks_off()
+    axes[1].legend()
     matrix = torch.tensor(of(report, "classes")[0]["matrix"])
     most = float(matrix.abs().max())
-    image = axes[1][0].imshow(matrix.numpy(), cmap="RdBu", vmin=-most, vmax=most)
-    axes[1][0].set(xlabel="class asked about", ylabel="class trained on", xticks=range(10), yticks=range(10))
-    figure.colorbar(image, ax=axes[1][0], label="contribution (positive helps)")
-    wrong_labels.draw(axes[1][1], of(report, "labels"))
+    image = axes[2].imshow(matrix.numpy(), cmap="RdBu", vmin=-most, vmax=most)
+    axes[2].set(xlabel="class asked about", ylabel="class trained on", xticks=range(10), yticks=range(10))
+    figure.colorbar(image, ax=axes[2], label="contribution (positive helps)")
     return figure
 
 
@@ -147,20 +145,16 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="the paper's 50,000 samples for 20 epochs")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    report = Report(
-        "hydra", "What does HYDRA cost from recorded steps, how near is it to the truth, what does it find?"
-    )
+    report = Report("hydra", "What does HYDRA cost from recorded steps, and how near is it to the truth?")
     sizes = Sizes(50_000, 1000, Training(20), 1) if options.full else Sizes(2000, 500, Training(10), 3)
     with tempfile.TemporaryDirectory() as folder:
         cost(report, Path(folder), sizes)
         classes(report, Path(folder) / FULL_RECORDING, sizes)
         truth(report, Path(folder), 300, 50, [2, 5, 10, 20, 40])
     grow(report, sizes, [5, 10, 20] if options.full else [10, 20, 40])
-    for share in (0.01, 0.1, 0.5, 0.8):
-        wrong_labels.measure(report, share, 20_000 if options.full else 4000, 12)
     judge(report)
     remarks(report)
-    parts = {"cost": COST, "growth": GROWTH, "truth": TRUTH, "labels": wrong_labels.COLUMNS}
+    parts = {"cost": COST, "growth": GROWTH, "truth": TRUTH}
     return report.write([table(of(report, name), columns) for name, columns in parts.items()], plot(report))
 
 

@@ -20,9 +20,9 @@ def spearman(one: Tensor, other: Tensor) -> Tensor:
     return (centred[0] * centred[1]).sum(-1) / (centred[0].norm(dim=-1) * centred[1].norm(dim=-1))
 
 
-def precision(scores: Tensor, marked: Tensor) -> float:
-    """The share of marked ones among as many of the largest scores as are marked."""
-    return float(marked[scores.argsort(descending=True)[: int(marked.sum())]].double().mean())
+def precision(scores: Tensor, marked: Tensor, first: int | None = None) -> float:
+    """The share of marked ones among the ``first`` largest scores; among as many as are marked by default."""
+    return float(marked[scores.argsort(descending=True)[: first or int(marked.sum())]].double().mean())
 
 
 def auc(scores: Tensor, marked: Tensor) -> float:

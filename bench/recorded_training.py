@@ -20,13 +20,14 @@ Step = Callable[[Tensor, torch.optim.Optimizer], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Training:
-    """SGD with momentum at a constant rate, over batches that are shuffled anew in each epoch."""
+    """SGD with momentum, over batches that are shuffled anew in each epoch; the rate is constant, or falls to zero."""
 
     epochs: int
     batch: int = 64
     rate: float = 0.01
     momentum: float = 0.9
     seed: int = 0
+    falling: bool = False
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """A new one."""
@@ -47,6 +48,7 @@ class Training:
     ) -> torch.optim.Optimizer:
         """Trains the model; ``step`` stands around every pass."""
         optimizer = self.optimizer(model)
+        share = 1 / sum(map(len, self.batches(len(labels)))) if self.falling else 0.0
         for epoch, batches in enumerate(self.batches(len(labels)), start=1):
             for ids in batches:
                 batch, targets = inputs[ids], labels[ids]
@@ -54,6 +56,8 @@ class Training:
                 with step(ids, optimizer):
                     F.cross_entropy(model(batch), targets).backward()
                 optimizer.step()
+                for group in optimizer.param_groups:
+                    group["lr"] -= self.rate * share
             after_epoch(epoch, optimizer)
         return optimizer
 
