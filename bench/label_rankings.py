@@ -100,8 +100,9 @@ def record(
         def step(ids: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[None]:
             if in_run and next(updates) % EVERY == 0:
                 asked = torch.randperm(len(answers), generator=generator)[:ASKED]
+                batch, targets = queries[asked], answers[asked]
                 with recorder.step(asked, optimizer, split="validation"):
-                    F.cross_entropy(model(queries[asked]), answers[asked]).backward()
+                    F.cross_entropy(model(batch), targets).backward()
                 optimizer.zero_grad()
             with recorder.step(ids, optimizer):
                 yield
