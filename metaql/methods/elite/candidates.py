@@ -1,4 +1,15 @@
-"""Which rows to label next, as labels that are used for validation."""
+"""Which rows to label next, as labels that are used for validation.
+
+A label is worth what it changes: L_v's gradient G, by whose sign of ⟨∇Ω_i, G⟩ all rows are judged. Three things count.
+*Doubt*: where |⟨∇Ω_i, G⟩| is large, G points that way already, and a label would say what is known; it is the rows near
+0 whose pseudo label another label turns. *Coverage*: a label speaks for the rows that the network maps near it, and not
+for an outlier alone nor for rows that a label or another candidate speaks for already. *Both classes*: G is made of
+normals and anomalies by halves, so candidates are taken from pseudo normals and pseudo anomalies in turn; the highest
+scores would be anomalies alone, of the kind that the labels show already.
+
+Together: each next candidate is the row that most shortens the rows' distances to their nearest label or candidate,
+added up with their doubt as weight (greedy facility location).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +17,11 @@ import torch
 from torch import Tensor
 
 from metaql.errors import QueryError
+
+# As many rows as are compared with each other; of more, so many drawn at random stand for all.
+POOL = 3000
+# Without labels, rows from here on count as likely anomalies.
+UPPER_SCORES = 0.75
 
 
 def candidates(
@@ -16,25 +32,51 @@ def candidates(
     labelled: Tensor | None = None,
     budget: int = 20,
 ) -> Tensor:
-    """Places int64 [budget] of the training rows to label next, the first one first.
+    """Places int64 of ``budget`` training rows to label next, the first one first; all rows if there are fewer.
 
-    Of the training rows: their ``embedding`` [n, d], ``anomaly_score`` [n], ``pseudo_label`` bool [n] and
-    ``meta_gradient`` [n] as ``Fitted`` has them (None without labels). ``labelled`` [m, d] is the embedding of the rows
-    that have labels. No more than n places.
+    Of the training rows: their ``embedding`` [n, d], ``anomaly_score`` [n], and ``pseudo_label`` bool [n] and
+    ``meta_gradient`` [n] as ``Fitted`` has them, None without labels. ``labelled`` [m, d] is the embedding of the rows
+    that have labels. The same arguments give the same places.
     """
-    if budget < 1:
-        raise QueryError(f"budget must be a whole number from 1 on, not {budget}")
-    del pseudo_label, meta_gradient
-    points = embedding.to(torch.float64)
-    points = (points - points.mean(0)) / points.std().clamp(min=1e-12)
-    nearest = torch.full((len(points),), float("inf"), dtype=torch.float64)
-    for each in () if labelled is None else labelled.to(points):
-        nearest = torch.minimum(nearest, (points - each).norm(dim=1))
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise QueryError(f"budget must be a whole number from 1 on, not {budget!r}")
+    budget = min(budget, len(embedding))
+    pool = _pool(len(embedding), max(POOL, budget))
+    points = embedding[pool].to(torch.float64)
+    apart = torch.cdist(points, points)
+    if labelled is not None and len(labelled) > 0:
+        nearest = torch.cdist(points, labelled.to(points)).amin(1)
+    else:
+        nearest = apart.amax(1)
+    doubt = _doubt(None if meta_gradient is None else meta_gradient[pool].to(points), points)
+    scores = anomaly_score[pool].to(points)
+    anomalous = scores > scores.quantile(UPPER_SCORES) if pseudo_label is None else pseudo_label[pool]
+    return pool[_chosen(apart, nearest, doubt, anomalous, budget)]
+
+
+def _pool(rows: int, most: int) -> Tensor:
+    if rows <= most:
+        return torch.arange(rows)
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:most].sort().values
+
+
+def _doubt(meta_gradient: Tensor | None, points: Tensor) -> Tensor:
+    """From 1, where the sign may turn, towards 0."""
+    if meta_gradient is None:
+        return torch.ones(len(points)).to(points)
+    size = meta_gradient.abs()
+    return 1 / (1 + size / size.mean().clamp(min=torch.finfo(size.dtype).tiny))
+
+
+def _chosen(apart: Tensor, nearest: Tensor, doubt: Tensor, anomalous: Tensor, budget: int) -> Tensor:
     chosen: list[int] = []
-    importance = anomaly_score.to(torch.float64).argsort().argsort() / len(points) + 0.1
-    while len(chosen) < min(budget, len(points)):
-        value = importance * (nearest if bool(nearest.isfinite().all()) else 1)
-        value[chosen] = -1
-        chosen.append(int(value.argmax()))
-        nearest = torch.minimum(nearest, (points - points[chosen[-1]]).norm(dim=1))
+    free = torch.ones(len(apart), dtype=torch.bool)
+    while len(chosen) < budget:
+        wanted = free & (anomalous if len(chosen) % 2 == 0 else ~anomalous)
+        gains = doubt @ (nearest[:, None] - apart).clamp(min=0)
+        gains[~(wanted if wanted.any() else free)] = -1
+        place = int(gains.argmax())
+        chosen.append(place)
+        free[place] = False
+        nearest = torch.minimum(nearest, apart[:, place])
     return torch.tensor(chosen)

@@ -7,14 +7,14 @@ stops at the outputs of these calls; it forms no gradient of a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from metaql.methods.elite.operations import OPERATIONS, Call, bind, mixes
@@ -37,6 +37,10 @@ class _Use:
     version: int
 
 
+# Uses, each with its input and ∂(sum of the terms)/∂y for some samples.
+Factors = list[tuple[_Use, Tensor, Tensor]]
+
+
 class _Capture(TorchFunctionMode):
     """Notes calls with these parameters (id => name); ``reason`` says what is in the way of factors, if anything."""
 
@@ -52,12 +56,21 @@ class _Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        names = {self._names[id(each)] for each in _tensors((*args, *kwargs.values())) if id(each) in self._names}
-        if names and any(each.requires_grad for each in _tensors((output,))):
-            self._note(func, args, kwargs, output, names)
+        if self._touches(args) or (kwargs and self._touches(kwargs.values())):
+            self._look(func, args, kwargs, output)
         elif func is F.batch_norm and mixes(func, _named(func, args) | kwargs):
             self.reason = "batch norm in training mode mixes the samples of a batch"
         return output
+
+    def _touches(self, values: Iterable[Any]) -> bool:
+        """Whether a parameter is among the values; quick, since every function of a forward pass is asked."""
+        names = self._names
+        return any(id(each) in names or (type(each) in (tuple, list) and self._touches(each)) for each in values)
+
+    def _look(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        names = {self._names[id(each)] for each in _tensors((*args, *kwargs.values())) if id(each) in self._names}
+        if any(each.requires_grad for each in _tensors((output,))):
+            self._note(func, args, kwargs, output, names)
 
     def _note(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, names: set[str]
@@ -68,7 +81,9 @@ class _Capture(TorchFunctionMode):
             name = getattr(func, "__name__", str(func))
             self.reason = f"'{min(names)}' is used by {name} in a way that has no factors"
         else:
-            self.uses.append(_Use(call, own[0], own[1], get_gradient_edge(output), call.inputs._version))
+            self.uses.append(
+                _Use(call, own[0], own[1], GradientEdge(output.grad_fn, output.output_nr), call.inputs._version)
+            )
 
 
 def _named(func: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
@@ -86,52 +101,56 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 class FactoredPass:
-    """The scores of a batch and, after ``backward``, sums of products with their gradients.
+    """The ``scores`` of a batch and, after ``backward``, sums of products with their gradients.
 
     ``parameters`` are the trainable ones by name. NoFactorsError where there are no factors.
     """
 
     def __init__(self, score: Callable[[Tensor], Tensor], parameters: Mapping[str, Tensor], inputs: Tensor) -> None:
-        self._parameters = parameters
         capture = _Capture({id(each): name for name, each in parameters.items()}, len(inputs))
         with capture:
-            self.scores = score(inputs)
+            self.graph = score(inputs)
         if capture.reason is not None:
             raise NoFactorsError(capture.reason)
+        self.scores = self.graph.detach()
         self._uses = capture.uses
-        self._dys: list[Tensor] = []
 
-    def backward(self, total: Tensor, keep_graph: bool = False) -> None:
-        """Takes ∂total/∂y at every use; ``total`` adds up one term for each sample, of its own score."""
+    def backward(self, slopes: Tensor, sizes: list[int], keep_graph: bool = False) -> list[Factors]:
+        """The factors of the terms of Σ ``slopes`` Ω, one term for each sample, for parts of so many samples each."""
         if any(use.call.inputs._version != use.version for use in self._uses):
             raise NoFactorsError("the input of a layer is changed in place after it")
         edges = [use.edge for use in self._uses]
-        found = torch.autograd.grad(total, edges, retain_graph=keep_graph, allow_unused=True) if edges else ()
-        kept = [(use, dy) for use, dy in zip(self._uses, found, strict=True) if dy is not None]
-        self._uses, self._dys = [use for use, _ in kept], [dy for _, dy in kept]
+        found = torch.autograd.grad(self.graph, edges, slopes, keep_graph, allow_unused=True) if edges else ()
+        parts: list[Factors] = [[] for _ in sizes]
+        for use, dy in zip(self._uses, found, strict=True):
+            if dy is not None:
+                pairs = zip(use.call.inputs.detach().split(sizes), dy.split(sizes), strict=True)
+                for part, (inputs, own) in zip(parts, pairs, strict=True):
+                    part.append((use, inputs, own))
+        return parts
 
-    def along(self, direction: Mapping[str, Tensor], rows: slice = slice(None)) -> Tensor:
-        """⟨∇ of the term of each of the ``rows``, G⟩; parameters that are not in G count as zero there."""
-        result = self.scores.detach()[rows] * 0
-        for use, dy in zip(self._uses, self._dys, strict=True):
-            weight, bias = (direction.get(name) if name is not None else None for name in (use.weight, use.bias))
-            if weight is not None or bias is not None:
-                moved = use.call.along(weight, bias, rows)
-                result += torch.linalg.vecdot(moved.flatten(1), dy[rows].flatten(1))
-        return result
 
-    def gradient(self, rows: slice = slice(None), weights: Tensor | None = None) -> dict[str, Tensor]:
-        """Σ v_i ∇(term i) over the ``rows``, by parameter; v is ``weights``, or 1. Unused parameters are left out."""
-        total: dict[str, Tensor] = {}
-        for use, dy in zip(self._uses, self._dys, strict=True):
-            part = dy[rows]
-            if weights is not None:
-                part = part * weights.reshape(-1, *[1] * (part.ndim - 1))
-            found = use.call.gradient(part, rows, (use.weight is not None, use.bias is not None))
-            for name, value in zip((use.weight, use.bias), found, strict=True):
-                if name is not None and value is not None:
-                    total[name] = total[name] + value if name in total else value
-        return total
+def along(factors: Factors, direction: Mapping[str, Tensor], scores: Tensor) -> Tensor:
+    """⟨∇ of the term of each sample, G⟩, like ``scores`` [n]; parameters that are not in G count as zero there."""
+    total: Tensor | None = None
+    for use, inputs, dy in factors:
+        weight, bias = (direction.get(name) if name is not None else None for name in (use.weight, use.bias))
+        if weight is not None or bias is not None:
+            moved = use.call.along(inputs, weight, bias).mul_(dy)
+            product = moved.sum(1) if moved.ndim == 2 else moved.flatten(1).sum(1)
+            total = product if total is None else total.add_(product)
+    return torch.zeros_like(scores) if total is None else total
+
+
+def gradient(factors: Factors, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Σ v_i ∇(term i) by parameter, where v is ``weights``, or 1. Parameters without a use are left out."""
+    total: dict[str, Tensor] = {}
+    for use, inputs, dy in factors:
+        found = use.call.gradient(inputs, dy, (use.weight is not None, use.bias is not None), weights)
+        for name, value in zip((use.weight, use.bias), found, strict=True):
+            if name is not None and value is not None:
+                total[name] = total[name] + value if name in total else value
+    return total
 
 
 def require_own_gradients(score: Callable[[Tensor], Tensor], parameters: Mapping[str, Tensor], inputs: Tensor) -> None:
@@ -143,10 +162,9 @@ def require_own_gradients(score: Callable[[Tensor], Tensor], parameters: Mapping
     generator = torch.Generator().manual_seed(0)
     taken = FactoredPass(score, parameters, inputs)
     mixture = torch.rand(len(inputs), generator=generator, dtype=torch.float64).add(0.5).to(taken.scores)
-    mixed, values = (mixture * taken.scores).sum(), list(parameters.values())
-    truth = torch.autograd.grad(mixed, values, retain_graph=True, allow_unused=True)
-    taken.backward(taken.scores.sum())
-    found = taken.gradient(weights=mixture)
+    factors = taken.backward(torch.ones_like(taken.scores), [len(inputs)], keep_graph=True)[0]
+    truth = torch.autograd.grad(taken.graph, list(parameters.values()), mixture, allow_unused=True)
+    found = gradient(factors, mixture)
     tolerance = TOLERANCE.get(taken.scores.dtype, USUAL_TOLERANCE)
     # A gradient may be nothing but rounding, as that of a bias before a norm.
     size = max((float(each.norm()) for each in truth if each is not None), default=0.0)

@@ -9,13 +9,13 @@ norm in training mode, where Ω_i depends on the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from metaql.methods.elite.factored import FactoredPass, NoFactorsError, require_own_gradients
+from metaql.methods.elite.factored import FactoredPass, NoFactorsError, along, require_own_gradients
 from metaql.methods.elite.forward_mode import Score, along_forward
 
 
@@ -28,11 +28,18 @@ def meta_gradients(module: nn.Module, score: Score, inputs: Tensor, direction: M
     parameters = trainable(module)
     with kept_buffers(module):
         if why_not_factored(module, score, inputs) is None:
-            taken = FactoredPass(lambda x: score(module, x), parameters, inputs)
-            taken.backward(taken.scores.sum())
-            return taken.along(direction)
+            return products_from_factors(lambda x: score(module, x), parameters, inputs, direction)
     with kept_buffers(module), torch.no_grad():
         return along_forward(module, score, inputs, direction)[1]
+
+
+def products_from_factors(
+    score: Callable[[Tensor], Tensor], parameters: Mapping[str, Tensor], inputs: Tensor, direction: Mapping[str, Tensor]
+) -> Tensor:
+    """⟨∇Ω(x_i), G⟩ [n] where nothing keeps the scores from having factors."""
+    taken = FactoredPass(score, parameters, inputs)
+    (factors,) = taken.backward(torch.ones_like(taken.scores), [len(inputs)])
+    return along(factors, direction, taken.scores)
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -25,17 +25,21 @@ CHANNELS = (16, 32, 32, 32, 32, 32, 32, 32)
 
 
 class MLP(nn.Module):
-    """[n, …] to [n, ``outputs``], by two hidden layers."""
+    """[n, …] to [n, ``outputs``], by two hidden layers.
+
+    A constant beside the features is all the bias there is, so that the size of a row counts and not its direction
+    alone; a norm would take the size away, which for measurements is what anomalies are made of.
+    """
 
     def __init__(self, inputs: int, outputs: int, hidden: tuple[int, ...] = (128, 64)) -> None:
         super().__init__()
-        sizes = (inputs, *hidden, outputs)
+        sizes = (inputs + 1, *hidden, outputs)
         self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
 
     def forward(self, rows: Tensor) -> Tensor:
-        points = rows.flatten(1)
+        points = F.pad(rows.flatten(1), (0, 1), value=1.0)
         for place, layer in enumerate(self.layers):
-            points = layer(points if place == 0 else F.leaky_relu(F.layer_norm(points, points.shape[1:]), 0.1))
+            points = layer(points if place == 0 else F.leaky_relu(points, 0.1))
         return points
 
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from metaql.methods.elite.fitted import Epoch
 from metaql.methods.elite.forward_mode import Score
 from metaql.methods.elite.meta_gradients import trainable
-from metaql.methods.elite.steps import Labels, Step, gradient_of, mixed, pushing_weights, steps_for
+from metaql.methods.elite.steps import Labels, gradient_of, mixed, pushing_weights, steps_for
 
 # As many labelled rows as take part in one step.
 LABELLED = 128
+# Training ends when the validation loss has not come below its lowest by this share for so many epochs.
+PATIENCE, GAIN = 5, 0.01
 # So often, in epochs, rows with settled pseudo labels are asked again.
 REFRESH = 5
 # DeepSAD's η.
@@ -28,6 +30,7 @@ class Objective(Protocol):
     def step(self, places: Tensor) -> tuple[dict[str, Tensor], Tensor | None]: ...
     def summary(self, epoch: int, losses: list[float]) -> Epoch: ...
     def weights(self) -> Tensor | None: ...
+    def finished(self, history: list[Epoch]) -> bool: ...
 
 
 class Unsupervised:
@@ -48,6 +51,9 @@ class Unsupervised:
 
     def weights(self) -> Tensor | None:
         return None
+
+    def finished(self, history: list[Epoch]) -> bool:
+        return False
 
     def _scores(self, rows: Tensor) -> Tensor:
         return self._score(self._module, rows)
@@ -94,6 +100,8 @@ class Elite:
         self._parameters = trainable(module)
         self._settled = settled
         self._direction: dict[str, Tensor] = {}
+        # What batches said of their rows, entered at the end of an epoch, which is cheaper than after each.
+        self._said: list[tuple[Tensor, Tensor, Tensor]] = []
         count, device = len(rows), rows.device
         self._weights = torch.zeros(count, device=device)
         self._anomalous = torch.zeros(count, dtype=torch.bool, device=device)
@@ -109,10 +117,11 @@ class Elite:
         return [batches[place] for place in torch.randperm(len(batches)).tolist()]
 
     def step(self, places: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        if self._skips[places[0]]:
+        if self._settled is not None and self._skips[places[0]]:
             return self._settled_step(places), None
         step = self._steps.step(self._rows[places], self._labels.drawn(LABELLED))
-        self._note(places, step)
+        self._direction = step.direction
+        self._said.append((places, step.products, step.weights))
         return step.gradient, step.validation_loss
 
     def _settled_step(self, places: Tensor) -> dict[str, Tensor]:
@@ -120,20 +129,27 @@ class Elite:
         pushing = pushing_weights(self._weights[places], scores.detach(), self._labels.margin)
         return mixed(gradient_of((scores * pushing).mean(), self._parameters), self._direction)
 
-    def _note(self, places: Tensor, step: Step) -> None:
-        anomalous = step.products < 0
-        same = anomalous == self._anomalous[places]
-        self._unchanged[places] = torch.where(same, self._unchanged[places] + 1, 0)
-        self._anomalous[places] = anomalous
-        self._weights[places] = step.weights.float()
-        self._direction = step.direction
-
     def summary(self, epoch: int, losses: list[float]) -> Epoch:
+        if self._said:
+            self._enter(*(torch.cat(each) for each in zip(*self._said, strict=True)))
+            self._said.clear()
         loss = sum(losses) / len(losses) if losses else None
         return Epoch(epoch, loss, float(self._anomalous.float().mean()), float(self._skips.float().mean()))
 
+    def _enter(self, places: Tensor, products: Tensor, weights: Tensor) -> None:
+        anomalous = products < 0
+        same = anomalous == self._anomalous[places]
+        self._unchanged[places] = torch.where(same, self._unchanged[places] + 1, 0)
+        self._anomalous[places], self._weights[places] = anomalous, weights.float()
+
     def weights(self) -> Tensor | None:
         return self._weights
+
+    def finished(self, history: list[Epoch]) -> bool:
+        """Whether the validation loss has come to its end."""
+        losses = [each.validation_loss for each in history if each.validation_loss is not None]
+        earlier, latest = losses[:-PATIENCE], losses[-PATIENCE:]
+        return bool(earlier) and min(latest) > (1 - GAIN) * min(earlier)
 
 
 def shuffled(places: Tensor, size: int) -> list[Tensor]:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Operation:
-    """A function's arguments, and where the parameters and the axes of samples are among them."""
+    """A function's arguments, how many axes its input has with the samples', and whether it is bilinear in it and W."""
 
     names: tuple[str, ...]
     input_dims: int | None = None
     transposed: bool = False
-    convolution: bool = False
+    bilinear: bool = False
 
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -32,13 +32,13 @@ _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding",
 def _convolutions() -> dict[Callable[..., Any], Operation]:
     found: dict[Callable[..., Any], Operation] = {}
     for dims in (1, 2, 3):
-        found[getattr(torch, f"conv{dims}d")] = Operation(_CONVOLUTION, dims + 2, convolution=True)
-        found[getattr(torch, f"conv_transpose{dims}d")] = Operation(_TRANSPOSED, dims + 2, True, convolution=True)
+        found[getattr(torch, f"conv{dims}d")] = Operation(_CONVOLUTION, dims + 2, bilinear=True)
+        found[getattr(torch, f"conv_transpose{dims}d")] = Operation(_TRANSPOSED, dims + 2, True, bilinear=True)
     return found
 
 
 OPERATIONS: dict[Callable[..., Any], Operation] = {
-    F.linear: Operation(("input", "weight", "bias")),
+    F.linear: Operation(("input", "weight", "bias"), bilinear=True),
     F.layer_norm: Operation(("input", "normalized_shape", "weight", "bias", "eps")),
     F.group_norm: Operation(("input", "num_groups", "weight", "bias", "eps")),
     F.batch_norm: Operation(("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")),
@@ -62,43 +62,47 @@ class Call:
     def parameters(self) -> tuple[Any, Any]:
         return self.arguments.get("weight"), self.arguments.get("bias")
 
-    def along(self, weight: Tensor | None, bias: Tensor | None, rows: slice) -> Tensor:
-        """The derivative of the output's ``rows`` along a direction of weight and bias; None is zero."""
-        own = self.arguments["weight"]
-        arguments = self.arguments | {
-            "input": self.inputs.detach()[rows],
-            "weight": torch.zeros_like(own) if weight is None else weight,
-            "bias": bias,
-        }
-        output: Tensor = self.function(**arguments)
+    def along(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The derivative of the output for these rows of the input along a direction of weight and bias; None is 0."""
+        weight = torch.zeros_like(self.arguments["weight"]) if weight is None else weight
+        if self.function is F.linear:
+            return F.linear(inputs, weight, bias)
+        output: Tensor = self.function(**self.arguments | {"input": inputs, "weight": weight, "bias": bias})
         return output
 
-    def gradient(self, dy: Tensor, rows: slice, needs: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of weight and bias, where ``needs`` says so, from ∂/∂y of the ``rows``, summed over them."""
-        inputs = self.inputs.detach()[rows]
+    def gradient(
+        self, inputs: Tensor, dy: Tensor, needs: tuple[bool, bool], weights: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of weight and bias, where ``needs`` says so, from rows of the input and ∂/∂y of them.
+
+        Sums over the rows, with ``weights`` if there are any.
+        """
         operation = OPERATIONS[self.function]
-        if operation.convolution and not isinstance(self.arguments.get("padding"), str):
-            return self._convolution_gradient(inputs, dy, needs)
+        if weights is not None:
+            # A weight's gradient is linear in either, and a bias' in dy alone.
+            if operation.bilinear and not needs[1] and inputs.numel() < dy.numel():
+                inputs = inputs * _rows_of(weights, inputs)
+            else:
+                dy = dy * _rows_of(weights, dy)
         if self.function is F.linear:
-            flat = dy.reshape(-1, dy.shape[-1])
-            weight = flat.T @ inputs.reshape(-1, inputs.shape[-1]) if needs[0] else None
-            return weight, flat.sum(0) if needs[1] else None
+            if dy.ndim > 2:
+                dy, inputs = dy.reshape(-1, dy.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
+            return dy.T @ inputs if needs[0] else None, dy.sum(0) if needs[1] else None
+        if operation.bilinear and not isinstance(self.arguments.get("padding"), str):
+            return self._convolution_gradient(inputs, dy, needs)
         return self._gradient_by_autograd(inputs, dy, needs)
 
     def _convolution_gradient(
         self, inputs: Tensor, dy: Tensor, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        operation = OPERATIONS[self.function]
         weight = self.arguments["weight"].detach()
-        dims = inputs.ndim - 2
         stride, padding, dilation, extra = (
-            _each(self.arguments.get(name, usual), dims)
+            _each(self.arguments.get(name, usual), inputs.ndim - 2)
             for name, usual in (("stride", 1), ("padding", 0), ("dilation", 1), ("output_padding", 0))
         )
-        sizes = [dy.shape[1]] if needs[1] else None
         _, dW, db = torch.ops.aten.convolution_backward(
-            dy, inputs, weight, sizes, stride, padding, dilation, operation.transposed, extra,
-            self.arguments.get("groups", 1), [False, *needs],
+            dy, inputs, weight, [dy.shape[1]] if needs[1] else None, stride, padding, dilation,
+            OPERATIONS[self.function].transposed, extra, self.arguments.get("groups", 1), [False, *needs],
         )  # fmt: skip
         return dW, db
 
@@ -114,6 +118,10 @@ class Call:
             output = self.function(**self.arguments | {"input": inputs} | values)
         found = dict(zip(values, torch.autograd.grad(output, list(values.values()), dy), strict=True))
         return found.get("weight"), found.get("bias")
+
+
+def _rows_of(weights: Tensor, values: Tensor) -> Tensor:
+    return weights.view(-1, *[1] * (values.ndim - 1))
 
 
 def _each(value: Any, dims: int) -> list[int]:

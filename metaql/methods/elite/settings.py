@@ -17,7 +17,7 @@ class Settings:
 
     ``detector`` is 'svdd', 'autoencoder' or a registered one, or for comparison 'deepsad' or 'supervised' (the same
     hinge trained on the labels alone). ``network`` is 'mlp', 'conv1d', 'conv2d' or a registered one; None takes what
-    fits the rows' shape. ``epochs`` None goes through the rows 30 times, or more often where there are few.
+    fits the rows' shape. ``epochs`` None goes through the rows 15 times, or more often where there are few.
     ``settled``: rows whose pseudo label has stayed the same for so many epochs skip the meta-gradient.
     """
 

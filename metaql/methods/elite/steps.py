@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from metaql.methods.elite.factored import FactoredPass
+from metaql.methods.elite.factored import FactoredPass, along, gradient
 from metaql.methods.elite.forward_mode import Score, along_forward
-from metaql.methods.elite.meta_gradients import kept_buffers, trainable, why_not_factored
+from metaql.methods.elite.meta_gradients import kept_buffers, products_from_factors, trainable, why_not_factored
 
 # What the gradient of the labelled rows' own loss counts for, beside the weighted batch.
 MIX = 1.0
@@ -19,18 +19,28 @@ MIX = 1.0
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled rows [m, …] with is_anomaly bool [m], and the margin C beyond which an anomaly costs nothing."""
+    """Labelled rows [m, …] with is_anomaly bool [m], and the margin C beyond which an anomaly costs nothing.
+
+    L_v = Σ ``shares`` · (Ω of normals, max(C - Ω, 0) of anomalies), Eq. 4 with each class weighted by a half.
+    """
 
     rows: Tensor
     is_anomaly: Tensor
     margin: float
+    shares: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, is_anomaly: Tensor, margin: float) -> Labels:
+        anomalies = int(is_anomaly.sum())
+        shares = torch.where(is_anomaly, 0.5 / max(anomalies, 1), 0.5 / max(len(rows) - anomalies, 1))
+        return cls(rows, is_anomaly, margin, shares.to(rows))
 
     def loss(self, scores: Tensor) -> Tensor:
-        """The mean of Ω over normals and of max(C - Ω, 0) over anomalies (Eq. 4), each class weighted by a half."""
-        anomalous = self.is_anomaly.to(scores)
-        losses = torch.where(self.is_anomaly, (self.margin - scores).clamp(min=0), scores)
-        shares = anomalous / anomalous.sum().clamp(min=1) + (1 - anomalous) / (1 - anomalous).sum().clamp(min=1)
-        return (losses * shares).sum() / 2
+        return torch.where(self.is_anomaly, (self.margin - scores).clamp(min=0), scores) @ self.shares
+
+    def slopes(self, scores: Tensor) -> Tensor:
+        """∂L_v/∂Ω of each row."""
+        return torch.where(self.is_anomaly, -(scores < self.margin).to(scores), 1) * self.shares
 
     def drawn(self, most: int) -> Labels:
         """At most so many of them, of both classes alike as far as they go; all if they are no more."""
@@ -43,7 +53,7 @@ class Labels:
             min(len(places[1]), max(half, most - len(places[0]))),
         ]
         taken = torch.cat([each[torch.randperm(len(each))[:size]] for each, size in zip(places, sizes, strict=True)])
-        return Labels(self.rows[taken], self.is_anomaly[taken], self.margin)
+        return Labels.of(self.rows[taken], self.is_anomaly[taken], self.margin)
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,9 @@ def pushing_weights(weights: Tensor, scores: Tensor, margin: float) -> Tensor:
     return weights * ((weights > 0) | (scores < margin))
 
 
-def mixed(gradient: dict[str, Tensor], direction: dict[str, Tensor]) -> dict[str, Tensor]:
+def mixed(weighted: dict[str, Tensor], direction: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weighted gradient with the labelled rows' own added."""
-    total = dict(gradient)
+    total = dict(weighted)
     for name, value in direction.items():
         total[name] = total[name].add(value, alpha=MIX) if name in total else value * MIX
     return total
@@ -91,22 +101,19 @@ class FactoredSteps:
         self._parameters = trainable(module)
 
     def step(self, batch: Tensor, labels: Labels) -> Step:
-        own, labelled = slice(0, len(batch)), slice(len(batch), None)
+        sizes = [len(batch), len(labels.rows)]
         taken = FactoredPass(self._score, self._parameters, torch.cat([batch, labels.rows]))
-        loss = labels.loss(taken.scores[labelled])
-        taken.backward(taken.scores[own].sum() + loss)
-        direction = taken.gradient(labelled)
-        products = taken.along(direction, own)
-        scores = taken.scores.detach()[own]
+        scores, known = taken.scores.split(sizes)
+        own, labelled = taken.backward(torch.cat([torch.ones_like(scores), labels.slopes(known)]), sizes)
+        direction = gradient(labelled)
+        products = along(own, direction, scores)
         weights = weights_of(products)
-        pushing = pushing_weights(weights, scores, labels.margin)
-        gradient = taken.gradient(own, pushing / len(batch))
-        return Step(scores, products, weights, loss.detach(), direction, mixed(gradient, direction))
+        pushing = pushing_weights(weights, scores, labels.margin) / len(batch)
+        total = mixed(gradient(own, pushing), direction)
+        return Step(scores, products, weights, labels.loss(known), direction, total)
 
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
-        taken = FactoredPass(self._score, self._parameters, rows)
-        taken.backward(taken.scores.sum())
-        return taken.along(direction)
+        return products_from_factors(self._score, self._parameters, rows, direction)
 
 
 class ForwardSteps:
@@ -122,12 +129,12 @@ class ForwardSteps:
     def step(self, batch: Tensor, labels: Labels) -> Step:
         with kept_buffers(self._module):
             loss = labels.loss(self._score(self._module, labels.rows))
-        direction = self._gradient(loss)
+            direction = self._gradient(loss)
         scores, products = along_forward(self._module, self._score, batch, direction)
         weights = weights_of(products)
         pushing = pushing_weights(weights, scores.detach(), labels.margin)
-        gradient = self._gradient((scores * pushing).mean())
-        return Step(scores.detach(), products, weights, loss.detach(), direction, mixed(gradient, direction))
+        total = mixed(self._gradient((scores * pushing).mean()), direction)
+        return Step(scores.detach(), products, weights, loss.detach(), direction, total)
 
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():

@@ -19,7 +19,7 @@ from metaql.methods.elite.scaling import scaling_of
 from metaql.methods.elite.settings import WITHOUT_META_GRADIENTS, Progress, Settings
 from metaql.methods.elite.steps import Labels, gradient_of, steps_for
 
-EPOCHS = 30
+EPOCHS = 15
 # Small sets are gone through more often, until there were so many steps.
 STEPS = 600
 
@@ -72,7 +72,7 @@ def _fit(
         assert is_anomaly is not None
         known = scaling(labelled)
         margin = float(scores_of(module, detector, known).max())
-        labels = Labels(known, is_anomaly.to(torch.bool), margin)
+        labels = Labels.of(known, is_anomaly.to(torch.bool), margin)
     objective = _objective(module, detector, rows, labels, settings)
     training = Training(module, objective, rows, settings, progress)
     training.run()
@@ -150,6 +150,8 @@ class Training:
             batches = self._objective.batches(self._settings.batch_size, epoch)
             losses = [self._step(epoch, place, batches) for place in range(len(batches))]
             self.history.append(self._objective.summary(epoch, [each for each in losses if each is not None]))
+            if self._objective.finished(self.history):
+                break
 
     def _step(self, epoch: int, place: int, batches: list[Tensor]) -> float | None:
         gradient, loss = self._objective.step(batches[place])
