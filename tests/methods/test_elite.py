@@ -27,7 +27,10 @@ def test_results_by_detector_and_shape(detector, shape):
     assert fitted.anomaly_score.shape == (40,)
     assert fitted.anomaly_score.dtype == torch.float32
     assert fitted.pseudo_label.dtype == torch.bool
-    assert torch.equal(fitted.pseudo_label, fitted.meta_gradient > 0)
+    if fitted.weight is None:
+        assert torch.equal(fitted.pseudo_label, fitted.meta_gradient > 0)
+    else:
+        assert torch.equal(fitted.pseudo_label, fitted.weight < 0)
     assert torch.equal(fitted.score(rows), fitted.anomaly_score)
     assert (fitted.weight is None) == (detector in ("deepsad", "supervised"))
     assert len(fitted.embedding(rows)) == 40

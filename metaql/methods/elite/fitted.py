@@ -36,8 +36,10 @@ class Fitted:
     """Results for the training rows in their order, by the final network; and the model, to score other rows.
 
     ``anomaly_score`` float32 [n], larger is more anomalous. With labels also ``pseudo_label`` bool [n], True for an
-    anomaly; ``meta_gradient`` float32 [n], what training on the row as normal adds to the labelled rows' loss in one
-    step of plain gradient descent (Eq. 13), negative if it helps; ``weight`` float32 [n], w_i of the last epoch.
+    anomaly, by all that the row's meta-gradients said in training; ``meta_gradient`` float32 [n], what training on the
+    row as normal would now add to the labelled rows' loss in one step of gradient descent (Eq. 13), negative if it
+    helps; ``weight`` float32 [n], with which the row was last trained, negative for a pseudo anomaly. The detectors to
+    compare with have no weights, and pseudo labels by the sign of ``meta_gradient``.
     """
 
     settings: Settings

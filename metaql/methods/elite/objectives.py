@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metaql.methods.elite.fitted import Epoch
 from metaql.methods.elite.forward_mode import Score
 from metaql.methods.elite.meta_gradients import trainable
-from metaql.methods.elite.steps import Labels, gradient_of, mixed, pushing_weights, steps_for
+from metaql.methods.elite.steps import Labels, gradient_of, mixed, of_size_one, pushing_weights, steps_for
 
 # As many labelled rows as take part in one step.
 LABELLED = 128
@@ -30,6 +30,7 @@ class Objective(Protocol):
     def step(self, places: Tensor) -> tuple[dict[str, Tensor], Tensor | None]: ...
     def summary(self, epoch: int, losses: list[float]) -> Epoch: ...
     def weights(self) -> Tensor | None: ...
+    def anomalous(self) -> Tensor | None: ...
     def finished(self, history: list[Epoch]) -> bool: ...
 
 
@@ -50,6 +51,9 @@ class Unsupervised:
         return Epoch(epoch, sum(losses) / len(losses) if losses else None, None, None)
 
     def weights(self) -> Tensor | None:
+        return None
+
+    def anomalous(self) -> Tensor | None:
         return None
 
     def finished(self, history: list[Epoch]) -> bool:
@@ -88,7 +92,10 @@ class DeepSAD(Supervised):
 
 
 class Elite:
-    """Rows weighted by their meta-gradients, and the labelled rows' own loss.
+    """Rows weighted by what their meta-gradients have said, and the labelled rows' own loss.
+
+    A row's evidence adds up s_i / mean|s| · L_v over the epochs. When L_v nears 0 its gradient is that of few rows and
+    the signs of s_i turn at random; what was said while there was much to learn then outweighs it.
 
     With ``settled``, rows whose pseudo label has stayed the same for so many epochs keep the weight they had, in
     batches of their own that need neither labelled rows nor products; every few epochs all rows are asked.
@@ -100,16 +107,14 @@ class Elite:
         self._parameters = trainable(module)
         self._settled = settled
         self._direction: dict[str, Tensor] = {}
-        # What batches said of their rows, entered at the end of an epoch, which is cheaper than after each.
-        self._said: list[tuple[Tensor, Tensor, Tensor]] = []
-        count, device = len(rows), rows.device
-        self._weights = torch.zeros(count, device=device)
-        self._anomalous = torch.zeros(count, dtype=torch.bool, device=device)
-        self._unchanged = torch.full((count,), -1, device=device)
-        self._skips = torch.zeros(count, dtype=torch.bool, device=device)
+        self._evidence = torch.zeros(len(rows)).to(rows)
+        self._weights = torch.zeros_like(self._evidence)
+        self._anomalous = self._evidence < 0
+        self._unchanged = torch.full((len(rows),), -1, device=rows.device)
+        self._skips = self._unchanged > 0
 
     def batches(self, size: int, epoch: int) -> list[Tensor]:
-        self._skips.zero_()
+        self._skips = torch.zeros_like(self._anomalous)
         if self._settled is not None and epoch % REFRESH != 0:
             self._skips = self._unchanged >= self._settled
         apart = [torch.nonzero(each).flatten() for each in (self._skips, ~self._skips)]
@@ -119,9 +124,14 @@ class Elite:
     def step(self, places: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         if self._settled is not None and self._skips[places[0]]:
             return self._settled_step(places), None
-        step = self._steps.step(self._rows[places], self._labels.drawn(LABELLED))
-        self._direction = step.direction
-        self._said.append((places, step.products, step.weights))
+
+        def weigh(products: Tensor, loss: Tensor) -> Tensor:
+            evidence = self._evidence[places] + of_size_one(products) * loss
+            self._evidence[places] = evidence
+            return of_size_one(evidence)
+
+        step = self._steps.step(self._rows[places], self._labels.drawn(LABELLED), weigh)
+        self._direction, self._weights[places] = step.direction, step.weights
         return step.gradient, step.validation_loss
 
     def _settled_step(self, places: Tensor) -> dict[str, Tensor]:
@@ -130,20 +140,17 @@ class Elite:
         return mixed(gradient_of((scores * pushing).mean(), self._parameters), self._direction)
 
     def summary(self, epoch: int, losses: list[float]) -> Epoch:
-        if self._said:
-            self._enter(*(torch.cat(each) for each in zip(*self._said, strict=True)))
-            self._said.clear()
+        anomalous = self._evidence < 0
+        self._unchanged = torch.where(anomalous == self._anomalous, self._unchanged + 1, 0)
+        self._anomalous = anomalous
         loss = sum(losses) / len(losses) if losses else None
-        return Epoch(epoch, loss, float(self._anomalous.float().mean()), float(self._skips.float().mean()))
-
-    def _enter(self, places: Tensor, products: Tensor, weights: Tensor) -> None:
-        anomalous = products < 0
-        same = anomalous == self._anomalous[places]
-        self._unchanged[places] = torch.where(same, self._unchanged[places] + 1, 0)
-        self._anomalous[places], self._weights[places] = anomalous, weights.float()
+        return Epoch(epoch, loss, float(anomalous.float().mean()), float(self._skips.float().mean()))
 
     def weights(self) -> Tensor | None:
         return self._weights
+
+    def anomalous(self) -> Tensor | None:
+        return self._anomalous
 
     def finished(self, history: list[Epoch]) -> bool:
         """Whether the validation loss has come to its end."""

@@ -15,6 +15,7 @@ from metaql.methods.elite.meta_gradients import kept_buffers, products_from_fact
 
 # What the gradient of the labelled rows' own loss counts for, beside the weighted batch.
 MIX = 1.0
+Weigh = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,18 @@ class Labels:
         """At most so many of them, of both classes alike as far as they go; all if they are no more."""
         if len(self.rows) <= most:
             return self
-        places = [torch.nonzero(self.is_anomaly == each).flatten() for each in (False, True)]
-        half = most // 2
-        sizes = [
-            min(len(places[0]), max(half, most - len(places[1]))),
-            min(len(places[1]), max(half, most - len(places[0]))),
-        ]
-        taken = torch.cat([each[torch.randperm(len(each))[:size]] for each, size in zip(places, sizes, strict=True)])
+        normals, anomalies = (torch.nonzero(self.is_anomaly == each).flatten() for each in (False, True))
+        # What one class leaves of its half is the other's.
+        sizes = [max(most // 2, most - len(anomalies)), max(most // 2, most - len(normals))]
+        pairs = zip((normals, anomalies), sizes, strict=True)
+        taken = torch.cat([each[torch.randperm(len(each))[:size].to(each.device)] for each, size in pairs])
         return Labels.of(self.rows[taken], self.is_anomaly[taken], self.margin)
 
 
 @dataclass(frozen=True)
 class Step:
-    """For a batch: its scores [n], ⟨∇Ω_i, G⟩ [n], the weights used, G's loss, G, and the gradient to step along."""
+    """For a batch: the weights used [n], the labelled rows' loss, its gradient G, and the gradient to step along."""
 
-    scores: Tensor
-    products: Tensor
     weights: Tensor
     validation_loss: Tensor
     direction: dict[str, Tensor]
@@ -69,15 +66,18 @@ class Step:
 
 
 class Steps(Protocol):
-    """Makes a step of a batch and the labelled rows, and products alone for many rows."""
+    """Makes a step of a batch and the labelled rows, and products alone for many rows.
 
-    def step(self, batch: Tensor, labels: Labels) -> Step: ...
+    ``weigh`` makes weights of ⟨∇Ω_i, G⟩ and the labelled rows' loss.
+    """
+
+    def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step: ...
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor: ...
 
 
-def weights_of(products: Tensor) -> Tensor:
-    """w_i = s_i / mean|s|: α_i = η_y|M_i| of Eq. 14 without its scale, which would need tuning for each data set."""
-    return products / products.abs().mean().clamp(min=torch.finfo(products.dtype).tiny)
+def of_size_one(values: Tensor) -> Tensor:
+    """The values divided by their mean size, so that no scale has to be tuned for a data set."""
+    return values / values.abs().mean().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def pushing_weights(weights: Tensor, scores: Tensor, margin: float) -> Tensor:
@@ -100,17 +100,17 @@ class FactoredSteps:
         self._score: Callable[[Tensor], Tensor] = lambda rows: score(module, rows)
         self._parameters = trainable(module)
 
-    def step(self, batch: Tensor, labels: Labels) -> Step:
+    def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
         sizes = [len(batch), len(labels.rows)]
         taken = FactoredPass(self._score, self._parameters, torch.cat([batch, labels.rows]))
         scores, known = taken.scores.split(sizes)
         own, labelled = taken.backward(torch.cat([torch.ones_like(scores), labels.slopes(known)]), sizes)
         direction = gradient(labelled)
-        products = along(own, direction, scores)
-        weights = weights_of(products)
+        loss = labels.loss(known)
+        weights = weigh(along(own, direction, scores), loss)
         pushing = pushing_weights(weights, scores, labels.margin) / len(batch)
         total = mixed(gradient(own, pushing), direction)
-        return Step(scores, products, weights, labels.loss(known), direction, total)
+        return Step(weights, loss, direction, total)
 
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
         return products_from_factors(self._score, self._parameters, rows, direction)
@@ -126,15 +126,15 @@ class ForwardSteps:
         self._module, self._score = module, score
         self._parameters = trainable(module)
 
-    def step(self, batch: Tensor, labels: Labels) -> Step:
+    def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
         with kept_buffers(self._module):
             loss = labels.loss(self._score(self._module, labels.rows))
             direction = self._gradient(loss)
         scores, products = along_forward(self._module, self._score, batch, direction)
-        weights = weights_of(products)
+        weights = weigh(products, loss.detach())
         pushing = pushing_weights(weights, scores.detach(), labels.margin)
         total = mixed(self._gradient((scores * pushing).mean()), direction)
-        return Step(scores.detach(), products, weights, loss.detach(), direction, total)
+        return Step(weights, loss.detach(), direction, total)
 
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():

@@ -82,7 +82,7 @@ def _fit(
         settings,
         shape,
         anomaly_score=scores.float(),
-        pseudo_label=None if products is None else products < 0,
+        pseudo_label=objective.anomalous() if products is None or objective.anomalous() is not None else products < 0,
         meta_gradient=None if products is None else (-settings.learning_rate * products).float(),
         weight=objective.weights(),
         history=training.history,
