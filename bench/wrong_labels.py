@@ -171,7 +171,7 @@ def judge(report: Report) -> None:
     )
     quality = f"{QUALITY}, {APART}"
     report.promise(
-        "it is no worse than cleanlab with networks trained without the sample",
+        "the best ranking by gradients is no worse than cleanlab with networks trained without the sample",
         all(found[best[case]] >= found[quality] for case, found in by_case.items()),
         ", ".join(f"{case} {found[best[case]]:.3f} and {found[quality]:.3f}" for case, found in by_case.items()),
     )
