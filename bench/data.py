@@ -62,10 +62,20 @@ def cifar10n(kind: str) -> Tensor:
 @cache
 def fashion_mnist(split: str) -> tuple[Tensor, Tensor]:
     """Images float32 [n, 1, 28, 28] from 0 to 1, and labels int64 [n]."""
+    return _idx("fashion_mnist", split)
+
+
+@cache
+def mnist(split: str) -> tuple[Tensor, Tensor]:
+    """Images float32 [n, 1, 28, 28] from 0 to 1, and labels int64 [n]."""
+    return _idx("mnist", split)
+
+
+def _idx(folder: str, split: str) -> tuple[Tensor, Tensor]:
     name = "train" if split == "train" else "t10k"
-    with gzip.open(path(f"fashion_mnist/{name}-images-idx3-ubyte.gz")) as file:
+    with gzip.open(path(f"{folder}/{name}-images-idx3-ubyte.gz")) as file:
         images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    with gzip.open(path(f"fashion_mnist/{name}-labels-idx1-ubyte.gz")) as file:
+    with gzip.open(path(f"{folder}/{name}-labels-idx1-ubyte.gz")) as file:
         labels = np.frombuffer(file.read(), np.uint8, offset=8)
     return torch.from_numpy(images.copy()).float() / 255, torch.from_numpy(labels.astype(np.int64))
 

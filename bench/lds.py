@@ -5,237 +5,232 @@ A method's influence of every training sample on every test sample's loss, of on
 added up over each half; the score is the rank correlation, over the halves, of these sums with the losses that came
 out (which fall where influence is positive), its mean over the test samples. 1 is a perfect forecast, 0 none; the
 noise of training sets a limit below 1, which is shown: the forecast of the losses by those of trainings with other
-seeds. Trained for a short and for a longer time, since a gradient's inner product means less the nearer the network is
-to a minimum. All methods are SQL over one recorded run. One thread. Exits with 1 when a promise is missed.
+seeds. Several networks are asked, trained with seeds of their own, about the same retrained halves.
+
+Two tasks, one of them trained for a short and for a longer time, since a gradient's inner product means less the nearer
+the network is to a minimum. The methods here are SQL over one recorded run. Other libraries are asked about the same
+weights, training and test samples, each in a process and an environment of its own: kronfluence's EK-FAC, dattri's
+TracIn and TRAK. One thread. Exits with 1 when a promise is missed.
 
     python -m bench.lds
-    python -m bench.lds --full                   # twice as many samples, halves and test samples
+    python -m bench.lds --full                   # twice as many samples, test samples and trainings of each half
+    python -m bench.lds --environments DIR       # where to make the environments; .peers by default
+    python -m bench.lds --peers kronfluence      # some of the other libraries; '' for none
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 import tempfile
-import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from scipy.stats import t
+from torch import Tensor
 
-import metaql
-from bench import data
-from bench.rankings import spearman
-from bench.recorded_training import Training, accuracy
+from bench.lds_scores import EKFAC, METHODS, PLAIN, TRACIN, Score, correlation, forecast, mean, of_peer, of_store
+from bench.lds_tasks import Task, halves, record, retrained, tasks
+from bench.peers.dattri import TRACIN as DATTRI_TRACIN
+from bench.peers.kronfluence import OWN_DAMPING, SAME_DAMPING
+from bench.peers.run import ROOT, WayError
+from bench.peers.trained import METHODS as PEERS
+from bench.peers.trained import Trained
+from bench.peers.trak import FEW_PROJECTED
 from bench.report import Report, require, subplots, table
 
-EKFAC, PLAIN = "EK-FAC, last checkpoint", "inner product, last checkpoint"
-# (training sample, test sample, influence); positive helps.
-METHODS = {
-    PLAIN: "SELECT * FROM p2p()",
-    "cosine similarity, last checkpoint": """
-SELECT t.sample_id, v.sample_id, cosine_similarity(t.gradient, v.gradient) FROM train t, validation v""",
-    "TracIn, all checkpoints": """
-SELECT t.sample_id, v.sample_id, sum(c.learning_rate * inner_product(t.gradient, v.gradient))
-FROM gradients t JOIN gradients v USING (checkpoint) JOIN checkpoints c USING (checkpoint)
-WHERE t.split = 'train' AND v.split = 'validation' GROUP BY ALL""",
-    "HYDRA": """
-SELECT g.sample_id, v.sample_id, sum(w.weight * inner_product(g.gradient, v.gradient))
-FROM gradients g JOIN hydra_weights w USING (step), validation v WHERE g.split = 'train' GROUP BY ALL""",
-    EKFAC: """
-SELECT t.sample_id, v.sample_id, inner_product(t.gradient, precondition(v.gradient, 'ekfac'))
-FROM train t, validation v""",
-    "K-FAC, last checkpoint": """
-SELECT t.sample_id, v.sample_id, inner_product(t.gradient, precondition(v.gradient, 'kfac'))
-FROM train t, validation v""",
-    "diagonal Fisher, last checkpoint": """
-SELECT t.sample_id, v.sample_id, inner_product(t.gradient, precondition(v.gradient, 'diagonal'))
-FROM train t, validation v""",
-}
 RANDOM, LIMIT = "at random", "other seeds of the same halves"
-COLUMNS = {"epochs": "epochs", "method": "method", "score": "score", "error": "standard error", "seconds": "query, s"}
+COLUMNS = {
+    "method": "method",
+    "score": "score",
+    "spread": "deviation over networks",
+    "error": "standard error over halves",
+    "seconds": "query, s",
+}
+# How far behind a score may be and still be called no worse, however much it varies.
+MARGIN = 0.02
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """``halves`` of ``samples``, each trained on ``seeds`` times."""
-
-    samples: int
-    tests: int
-    halves: int
-    seeds: int
-    training: Training
-
-
-def images(split: str, samples: int) -> tuple[Tensor, Tensor]:
-    """Images of 14x14, [n, 196], and labels."""
-    found, labels = data.fashion_mnist(split)
-    return F.avg_pool2d(found[:samples], 2).flatten(1) - 0.3, labels[:samples]
-
-
-def network(seed: int) -> nn.Module:
-    """The same weights for the same seed."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(196, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
-def halves(sizes: Sizes) -> Tensor:
-    """Which samples are in each half, bool [halves, samples]."""
-    generator = torch.Generator().manual_seed(0)
-    orders = torch.stack([torch.randperm(sizes.samples, generator=generator) for _ in range(sizes.halves)])
-    return orders < sizes.samples // 2
-
-
-def retrained(chosen: Tensor, sizes: Sizes) -> Tensor:
-    """Test losses of networks that were trained on each half, [seeds, halves, tests]."""
-    (inputs, labels), test = images("train", sizes.samples), images("test", sizes.tests)
-    losses = torch.zeros(sizes.seeds, len(chosen), sizes.tests)
-    for seed in range(sizes.seeds):
-        for number, part in enumerate(chosen):
-            # No two trainings share a seed, nor one with the network that is asked.
-            own = 1 + seed * len(chosen) + number
-            model = network(own)
-            replace(sizes.training, seed=own).run(model, inputs[part], labels[part])
-            with torch.no_grad():
-                losses[seed, number] = F.cross_entropy(model(test[0]), test[1], reduction="none")
-    return losses
-
-
-def record(path: Path, sizes: Sizes) -> float:
-    """Records the training on all samples, with four checkpoints, and the curvature; the test samples' accuracy."""
-    (inputs, labels), test, model = images("train", sizes.samples), images("test", sizes.tests), network(0)
-    with metaql.Recorder(model, path) as recorder:
-
-        def after_epoch(epoch: int, optimizer: torch.optim.Optimizer) -> None:
-            if epoch % (sizes.training.epochs // 4) == 0:
-                recorder.checkpoint(optimizer, epoch=epoch)
-                recorder.collect(TensorDataset(inputs, labels), "train")
-                recorder.collect(TensorDataset(*test), "validation")
-
-        sizes.training.run(model, inputs, labels, recorder.step, after_epoch)
-        recorder.curvature(TensorDataset(inputs, labels))
-        recorder.curvature(TensorDataset(inputs, labels), "diagonal")
-    return accuracy(model, *test)
-
-
-def influences(db: metaql.Connection, text: str, sizes: Sizes) -> Tensor:
-    """A method's answer, float64 [samples, tests]."""
-    columns = db.sql(text).fetchnumpy()
-    sample, test, score = (torch.from_numpy(each) for each in columns.values())
-    require(len(score) == sizes.samples * sizes.tests, f"{len(score)} pairs are not all: {text}")
-    found = torch.zeros(sizes.samples, sizes.tests, dtype=torch.float64)
-    found[sample, test] = score.double()
-    return found
-
-
-def forecast(chosen: Tensor, influence: Tensor, losses: Tensor) -> tuple[float, float]:
-    """The score and its standard error; ``losses`` [halves, tests]."""
-    return mean_correlation(chosen.double() @ influence, -losses)
-
-
-def mean_correlation(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """The mean over test samples of the correlation over the halves, [halves, tests] both; its error by jackknife."""
-    count = len(one)
-    without = torch.tensor([_mean(one[kept], other[kept]) for kept in ~torch.eye(count, dtype=torch.bool)])
-    return _mean(one, other), float(((without - without.mean()).square().sum() * (count - 1) / count).sqrt())
-
-
-def _mean(one: Tensor, other: Tensor) -> float:
-    return float(spearman(one.T, other.T).mean())
-
-
-def measure(report: Report, sizes: Sizes, folder: Path) -> None:
-    """Adds the rows of one length of training."""
-    epochs, chosen = sizes.training.epochs, halves(sizes)
-    losses = retrained(chosen, sizes)
-    reached = record(folder / f"{epochs}", sizes)
-    print(f"test accuracy {reached:.3f}, mean loss after retraining {float(losses.mean()):.3f}", flush=True)
-    mean = losses.mean(0)
-    with metaql.connect(folder / f"{epochs}") as db:
-        for method, text in METHODS.items():
-            begin = time.perf_counter()
-            influence = influences(db, text, sizes)
-            seconds = time.perf_counter() - begin
-            score, error = forecast(chosen, influence, mean)
-            report.add(epochs=epochs, method=method, score=score, error=error, seconds=seconds, accuracy=reached)
+def measure(report: Report, task: Task, folder: Path, peers: dict[str, tuple[Path, float]]) -> None:
+    """Adds the rows of one task; ``peers`` are packages with where their environments are, and a limit in seconds."""
+    chosen = halves(task)
+    losses = retrained(chosen, task)
+    mean_losses = losses.mean(0)
+    print(f"{task.name}: mean loss after retraining {float(losses.mean()):.3f}", flush=True)
+    runs = [record(folder / f"{seed}", task, seed) for seed in range(task.asked)]
+    trainings = [one for one, _ in runs]
+    about = {"task": task.name, "accuracy": statistics.mean(reached for _, reached in runs)}
+    answers = [of_store(folder / f"{seed}", one) for seed, one in enumerate(trainings)]
+    for method in METHODS:
+        scores = [forecast(chosen, each[method][0], mean_losses) for each in answers]
+        seconds = statistics.median(each[method][1] for each in answers)
+        report.add(**about, method=method, **_summary(scores), seconds=seconds)
+    for package, (environments, limit) in peers.items():
+        for row in _of_peer(package, trainings, environments, limit, chosen, mean_losses):
+            report.add(**about, **row)
     generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(sizes.samples, sizes.tests, generator=generator, dtype=torch.float64)
-    score, error = forecast(chosen, noise, mean)
-    require(abs(score) <= 5 * error, f"random influence foretells retraining: {score:.3f} ± {error:.3f}")
-    report.add(epochs=epochs, method=RANDOM, score=score, error=error)
-    score, error = mean_correlation(losses[::2].mean(0), losses[1::2].mean(0))
-    report.add(epochs=epochs, method=LIMIT, score=score, error=error)
+    noise = torch.randn(task.samples, task.tests, generator=generator, dtype=torch.float64)
+    random = forecast(chosen, noise, mean_losses)
+    require(abs(random.value) <= 5 * random.error, f"random influence foretells retraining: {random.value:.3f}")
+    report.add(**about, method=RANDOM, score=random.value, error=random.error)
+    limit_of = correlation(losses[::2].mean(0), losses[1::2].mean(0))
+    report.add(**about, method=LIMIT, score=limit_of.value, error=limit_of.error)
 
 
-def judge(report: Report) -> None:
+def _of_peer(
+    package: str, trainings: list[Trained], environments: Path, limit: float, chosen: Tensor, losses: Tensor
+) -> list[dict[str, Any]]:
+    try:
+        found = of_peer(package, trainings, environments, limit)
+    except WayError as failure:
+        return [{"method": package, "package": package, "failure": str(failure)}]
+    return [
+        {"method": method, "package": package, **_summary([forecast(chosen, each[method], losses) for each in found])}
+        for method in found[0]
+    ]
+
+
+def _summary(scores: list[Score]) -> dict[str, Any]:
+    """The mean over the networks, its jackknife error over the halves, and the deviation from network to network."""
+    values, together = [one.value for one in scores], mean(scores)
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"score": together.value, "error": together.error, "spread": spread, "scores": values}
+
+
+def judge(report: Report, peers: list[str]) -> None:
     """The promises."""
-    found = {(row["epochs"], row["method"]): row for row in report.rows}
-    lengths = list(dict.fromkeys(row["epochs"] for row in report.rows))
-    pairs = [(found[epochs, EKFAC]["score"], found[epochs, PLAIN]["score"]) for epochs in lengths]
+    names = list(dict.fromkeys(row["task"] for row in report.rows))
+    found = {(row["task"], row["method"]): row for row in report.rows}
+    pairs = {name: (found[name, EKFAC]["score"], found[name, PLAIN]["score"]) for name in names}
     report.promise(
         "EK-FAC foretells retraining better than inner products at the same checkpoint",
-        all(one > other for one, other in pairs),
-        ", ".join(
-            f"{epochs} epochs {one:.3f} and {other:.3f}" for epochs, (one, other) in zip(lengths, pairs, strict=True)
-        ),
+        all(one > other for one, other in pairs.values()),
+        "; ".join(f"{name}: {one:.3f} and {other:.3f}" for name, (one, other) in pairs.items()),
     )
-    rows = [row for row in report.rows if row["method"] in METHODS]
-    worst = min(rows, key=lambda row: row["score"] / row["error"])
+    worst = min((row for row in report.rows if row["method"] in METHODS), key=lambda row: row["score"] / row["error"])
     report.promise(
-        "every method foretells better than chance, by three standard errors",
+        "every method here foretells better than chance, by three standard errors",
         worst["score"] > 3 * worst["error"],
-        f"the least certain is {worst['method']} after {worst['epochs']} epochs, "
-        f"{worst['score']:.3f} ± {worst['error']:.3f}",
+        f"the least certain is {worst['method']}, {worst['task']}, {worst['score']:.3f} ± {worst['error']:.3f}",
     )
+    for name in names:
+        if "kronfluence" in peers:
+            for other in (SAME_DAMPING, OWN_DAMPING):
+                _no_worse(report, name, found[name, EKFAC], found.get((name, other)), other)
+        if "dattri" in peers:
+            _the_same(report, name, found[name, TRACIN], found.get((name, DATTRI_TRACIN)))
+
+
+def _no_worse(report: Report, task: str, own: dict[str, Any], other: dict[str, Any] | None, method: str) -> None:
+    text = (
+        f"{task}: EK-FAC here no worse than {method}: the 95 % interval of the difference over the networks reaches 0, "
+        f"and it is not behind by more than {MARGIN}"
+    )
+    if other is None:
+        report.promise(text, False, "kronfluence gave no scores")
+        return
+    differences = [one - two for one, two in zip(own["scores"], other["scores"], strict=True)]
+    difference = statistics.mean(differences)
+    reach = interval(differences)
+    report.promise(
+        text,
+        difference + reach >= 0 and difference >= -MARGIN,
+        f"{own['score']:.4f} and {other['score']:.4f}, difference {difference:+.4f} ± {reach:.4f}",
+    )
+
+
+def interval(values: list[float]) -> float:
+    """How far the 95 % interval of the mean reaches to both sides (Student's)."""
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def _the_same(report: Report, task: str, own: dict[str, Any], other: dict[str, Any] | None) -> None:
+    text = f"{task}: TracIn here and dattri's, of the same checkpoints, have the same scores but for 0.001"
+    if other is None:
+        report.promise(text, False, "dattri gave no scores")
+        return
+    difference = max(abs(one - two) for one, two in zip(own["scores"], other["scores"], strict=True))
+    report.promise(text, difference <= 1e-3, f"at most {difference:.1e} apart")
+
+
+def page(report: Report) -> list[str]:
+    """A table for each task, and what failed."""
+    tables = []
+    for name in dict.fromkeys(row["task"] for row in report.rows):
+        rows = [row for row in report.rows if row["task"] == name and "failure" not in row]
+        tables.append(f"**{name}**, test accuracy {rows[0]['accuracy']:.2f}\n\n{table(rows, COLUMNS)}")
+    failed = [
+        f"- {row['method']} failed on {row['task']}: `{row['failure']}`" for row in report.rows if "failure" in row
+    ]
+    return [*tables, *(["\n".join(failed)] if failed else [])]
 
 
 def plot(report: Report) -> Any:
-    """The scores, by the length of training."""
-    lengths = list(dict.fromkeys(row["epochs"] for row in report.rows))
-    figure, axes = subplots(1, len(lengths), figsize=(5 * len(lengths), 4), sharey=True, squeeze=False)
-    for axis, epochs in zip(axes[0], lengths, strict=True):
-        rows = [row for row in report.rows if row["epochs"] == epochs]
-        names, values, errors = ([row[key] for row in rows] for key in ("method", "score", "error"))
-        axis.barh(names, values, xerr=[2 * each for each in errors])
+    """The mean scores as bars, each network's as a dot, by task."""
+    names = list(dict.fromkeys(row["task"] for row in report.rows))
+    figure, axes = subplots(1, len(names), figsize=(4.5 * len(names) + 2, 5), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        rows = [row for row in report.rows if row["task"] == name and "failure" not in row]
+        colours = ["C1" if "package" in row else "C0" if row["method"] in METHODS else "0.7" for row in rows]
+        axis.barh([row["method"] for row in rows], [row["score"] for row in rows], color=colours, alpha=0.7)
+        for row in rows:
+            axis.plot(row.get("scores", []), [row["method"]] * len(row.get("scores", [])), "k.", markersize=4)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(f"{epochs} epochs")
+        axis.set_title(name)
         axis.set_xlabel("linear datamodelling score")
     axes[0][0].invert_yaxis()
     return figure
 
 
 def main() -> int:
-    """Prints the table; 0 when the promises are kept."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="twice as many samples, halves and test samples")
-    options = parser.parse_args()
+    """Prints the tables; 0 when the promises are kept."""
+    options = _options()
     torch.set_num_threads(1)
-    times = 2 if options.full else 1
+    peers = {name: (options.environments.resolve(), options.limit) for name in options.peers.split(",") if name}
     report = Report("lds", "How well does summed influence foretell retraining?")
-    for epochs in (20, 60):
-        sizes = Sizes(500 * times, 100 * times, 100 * times, 4, Training(epochs, batch=32, rate=0.02))
+    chosen = tasks(options.full)
+    for task in chosen:
         with tempfile.TemporaryDirectory() as folder:
-            measure(report, sizes, Path(folder))
-    judge(report)
-    reached = " and ".join(f"{row['accuracy']:.2f}" for row in report.rows if row["method"] == PLAIN)
-    report.remark(
-        f"{sizes.samples} samples of Fashion-MNIST at 14x14, a network of 196, 32 ReLU and 10, SGD with momentum 0.9 "
-        f"at {sizes.training.rate}; {sizes.halves} halves, {sizes.seeds} trainings each, {sizes.tests} test samples; "
-        f"test accuracy {reached}. Four checkpoints. Dampings are those of precondition by default"
+            measure(report, task, Path(folder), peers)
+    judge(report, list(peers))
+    for text in _remarks(chosen):
+        report.remark(text)
+    return report.write(page(report), plot(report))
+
+
+def _options() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".peers")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for one library and task")
+    parser.add_argument("--peers", default=",".join(PEERS), help="other libraries, separated by commas")
+    return parser.parse_args()
+
+
+def _remarks(chosen: list[Task]) -> list[str]:
+    sizes = "; ".join(
+        f"{task.name}: {task.samples} samples, {task.tests} test samples, {task.halves} halves trained on "
+        f"{task.times} times each, {task.asked} networks asked"
+        for task in chosen
     )
-    report.remark(
-        f'"{LIMIT}": the mean losses of two trainings beside those of the other two. A forecast of the mean of all '
-        "four can do better than that, for their mean is less noisy"
-    )
-    report.remark("The error is that of other halves (jackknife); test samples and the recorded run stay the same")
-    return report.write([table(report.rows, COLUMNS)], plot(report))
+    return [
+        f"{sizes}. MNIST at 14x14 with a network of 196, 64 ReLU and 10. SGD with momentum 0.9, batches of 32, rate "
+        f"{chosen[0].training.rate}; four checkpoints. Dampings are those of precondition by default",
+        "kronfluence: the true Fisher matrix with labels drawn at random, as here, but other ones, so that scores "
+        "differ by chance. Its own damping is 1e-8, the same one is a tenth of the mean eigenvalue",
+        "dattri: TracIn in full, with the same checkpoints and learning rates",
+        f"TRAK: the checkpoints that TracIn has, in place of the many networks of its paper; projected to "
+        f"{FEW_PROJECTED} numbers. It foretells the margin, which is a monotone function of the loss",
+        f'"{LIMIT}": the mean losses of half of the trainings beside those of the other half. A forecast of the mean '
+        "of all can do better than that, for their mean is less noisy",
+        "Dots and the deviation are of networks that were trained on all samples with other seeds; the standard error "
+        "is that of other halves (jackknife). Test samples stay the same",
+    ]
 
 
 if __name__ == "__main__":

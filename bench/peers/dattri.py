@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,25 +16,38 @@ from bench.peers.case import Case, Samples
 from bench.peers.way import Ask, Way
 
 BATCH = 500
+TRACIN = "dattri TracIn, all checkpoints"
 
 
 def grad_dot(case: Case, folder: Path, projects: bool) -> Ask:
     """Gradients of the query samples are computed anew for each batch of training samples."""
+    attributor = _attributor(case.model(), [case.state], [1.0], projects)
+    train = _loader(case.train, BATCH)
+    return lambda number: attributor.attribute(train, _loader(case.queries[number], len(case.queries[number][0])))
+
+
+def tracin(
+    model: nn.Module, states: list[dict[str, Tensor]], rates: list[float], train: Samples, query: Samples
+) -> dict[str, Tensor]:
+    """TracIn over checkpoints with their learning rates, in full: scores [training samples, query samples]."""
+    attributor = _attributor(model, states, rates, projects=False)
+    return {TRACIN: attributor.attribute(_loader(train, BATCH), _loader(query, len(query[0])))}
+
+
+def _attributor(model: nn.Module, states: list[dict[str, Tensor]], weights: list[float], projects: bool) -> Any:
     from dattri.algorithm.tracin import TracInAttributor
     from dattri.task import AttributionTask
 
-    model = case.model()
-
-    def loss(weights: dict[str, Tensor], sample: Any) -> Tensor:
+    def loss(parameters: dict[str, Tensor], sample: Any) -> Tensor:
         image, label = sample
-        return F.cross_entropy(functional_call(model, weights, image[None]), label[None])
+        return F.cross_entropy(functional_call(model, parameters, image[None]), label[None])
 
-    task = AttributionTask(loss, model, case.state)
-    attributor = TracInAttributor(task, weight_list=torch.ones(1), normalized_grad=False)
+    attributor = TracInAttributor(
+        AttributionTask(loss, model, states), weight_list=torch.tensor(weights), normalized_grad=False
+    )
     if not projects:
         attributor.projector_kwargs = None
-    train = _loader(case.train, BATCH)
-    return lambda number: attributor.attribute(train, _loader(case.queries[number], len(case.queries[number][0])))
+    return attributor
 
 
 def _loader(samples: Samples, size: int) -> DataLoader[Any]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from bench.peers.case import Case
+from bench.peers.case import Case, Samples
 from bench.peers.way import Ask, Way
 
 BATCH = 500
+OWN_DAMPING, SAME_DAMPING = "kronfluence EK-FAC, its damping", "kronfluence EK-FAC, the same damping"
 
 
 def _task() -> Any:
@@ -41,31 +42,47 @@ def pairwise(case: Case, folder: Path, strategy: str) -> Ask:
 
     Of the empirical Fisher matrix, which depends on no random labels, and with the same damping as MetaQL.
     """
+    analyzer = fitted(case.model(), case.train, folder, strategy, empirical=True)
+    return lambda number: scores(analyzer, f"query{number}", strategy, case.queries[number], case.train, damping=None)
+
+
+def of_dampings(model: nn.Module, train: Samples, query: Samples, folder: Path) -> dict[str, Tensor]:
+    """EK-FAC of the true Fisher matrix with its own damping and with MetaQL's: [training samples, query samples]."""
+    from kronfluence.arguments import ScoreArguments
+
+    analyzer = fitted(model, train, folder, "ekfac", empirical=False)
+    dampings = {OWN_DAMPING: ScoreArguments().damping_factor, SAME_DAMPING: None}
+    return {name: scores(analyzer, name, "ekfac", query, train, damping) for name, damping in dampings.items()}
+
+
+def fitted(model: nn.Module, train: Samples, folder: Path, strategy: str, empirical: bool) -> Any:
+    """An analyzer with the factors, which are named like their strategy; the model gets layers of its own."""
     from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.arguments import FactorArguments
 
     task = _task()
-    model = prepare_model(case.model(), task)
-    train = TensorDataset(*case.train)
+    model = prepare_model(model, task)
     analyzer = Analyzer("scores", model, task, cpu=True, disable_tqdm=True, output_dir=str(folder), log_level=40)
-    arguments = FactorArguments(strategy=strategy, use_empirical_fisher=True)
-    analyzer.fit_all_factors(strategy, train, per_device_batch_size=BATCH, factor_args=arguments)
+    arguments = FactorArguments(strategy=strategy, use_empirical_fisher=empirical)
+    analyzer.fit_all_factors(strategy, TensorDataset(*train), per_device_batch_size=BATCH, factor_args=arguments)
+    return analyzer
 
-    def ask(number: int) -> Tensor:
-        query = TensorDataset(*case.queries[number])
-        name = f"query{number}"
-        analyzer.compute_pairwise_scores(
-            name,
-            strategy,
-            query,
-            train,
-            len(query),
-            per_device_train_batch_size=BATCH,
-            score_args=ScoreArguments(damping_factor=None),
-        )
-        return analyzer.load_pairwise_scores(name)["all_modules"].T
 
-    return ask
+def scores(analyzer: Any, name: str, factors: str, query: Samples, train: Samples, damping: float | None) -> Tensor:
+    """[training samples, query samples]; without a damping a tenth of the mean eigenvalue."""
+    from kronfluence.arguments import ScoreArguments
+
+    analyzer.compute_pairwise_scores(
+        name,
+        factors,
+        TensorDataset(*query),
+        TensorDataset(*train),
+        len(query[0]),
+        per_device_train_batch_size=BATCH,
+        score_args=ScoreArguments(damping_factor=damping),
+    )
+    found: Tensor = analyzer.load_pairwise_scores(name)["all_modules"]
+    return found.T.contiguous()
 
 
 _IMPORTS = ("kronfluence.analyzer",)

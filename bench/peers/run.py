@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +96,16 @@ def _agreement(way: Way, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]
 
 
 def _process(way: Way, case: Path, folder: Path, environments: Path, seconds: float) -> dict[str, Any]:
+    arguments = ["bench.peers.worker", way.name, str(case), str(folder)]
+    run(lambda: Path(sys.executable) if way.ours else python(environments, way.package), arguments, folder, seconds)
+    return dict(json.loads((folder / MEASURED).read_text()))
+
+
+def run(interpreter: Callable[[], Path], module: list[str], folder: Path, seconds: float) -> None:
+    """Runs a module with its arguments in the folder; WayError says why it did not end well."""
     try:
-        interpreter = Path(sys.executable) if way.ours else python(environments, way.package)
         ended = subprocess.run(
-            [str(interpreter), "-m", "bench.peers.worker", way.name, str(case), str(folder)],
+            [str(interpreter()), "-m", *module],
             cwd=folder,
             env=environment(),
             timeout=seconds,
@@ -113,7 +119,6 @@ def _process(way: Way, case: Path, folder: Path, environments: Path, seconds: fl
         raise WayError(f"could not be installed: {error}") from None
     if ended.returncode:
         raise WayError((ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1])
-    return dict(json.loads((folder / MEASURED).read_text()))
 
 
 def environment() -> dict[str, str]:
