@@ -16,8 +16,10 @@ from sqlglot.tokenizer_core import TokenType
 # A text with none of these words goes to DuckDB untouched. One that averages gradients under another name, taken
 # from a view for instance, is noticed by DuckDB's binder, and then planned after all (see execute.py).
 _FUNCTIONS = ("inner_product", "cosine_similarity", "norm", "layers", "restore", "precondition")
-_SHORT_FORMS = ("p2p", "p2b", "b2p", "b2b", "hydra", "tracin", "in_run")
-_NAMES = ("gradients?", *_FUNCTIONS, *_SHORT_FORMS)
+_SHORT_FORMS = ("p2p", "p2b", "b2p", "b2b", "hydra", "tracin", "in_run", "elite", "elite_candidates")
+# What takes long without any gradient, also in views, which keep the SQL that a table function stands for.
+_LONG = ("anomaly_score", "metaql_elite_fit")
+_NAMES = ("gradients?", *_FUNCTIONS, *_SHORT_FORMS, *_LONG)
 _SPACE = r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
 # What sqlglot would not look behind.
 _PREFIX = re.compile(rf"{_SPACE}(explain(\s+analyze)?(\s*\([^()]*\))?|prepare\s+\w+\s+as)\s", re.IGNORECASE | re.DOTALL)

@@ -24,7 +24,8 @@ def is_shown() -> bool:
 
 
 class Progress:
-    """A bar on stderr that goes with the query: what it has gathered of a query side, or how far DuckDB is."""
+    """A bar on stderr that goes with the query: what it has gathered of a query side, how far a training
+    is, or how far DuckDB is."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, work: Work) -> None:
         self._connection, self._work = connection, work
@@ -35,20 +36,23 @@ class Progress:
         """Draws the bar as things stand."""
         if time.monotonic() - self._begin < PATIENCE or not is_shown():
             return
-        gathered = self._work.gathered
-        if gathered is None:
+        gathered, trained = self._work.gathered, self._work.trained
+        if trained is not None:
+            self._draw("training", 100 * trained[0], trained[1])
+        elif gathered is None:
             self._draw("query", self._connection.query_progress())
         else:
             self._draw("average", 100 * gathered)
 
-    def _draw(self, what: str, percent: float) -> None:
+    def _draw(self, what: str, percent: float, told: str = "") -> None:
         if percent < 0:
             return
         if self._bar is None or self._bar.desc != what:
             self.close()
-            layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+            layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
             self._bar = tqdm(total=100, desc=what, bar_format=layout, leave=False)
         self._bar.n = max(self._bar.n, min(percent, 100))
+        self._bar.set_postfix_str(told, refresh=False)
         self._bar.refresh()
 
     def close(self) -> None:

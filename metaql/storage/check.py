@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metaql.errors import MetaQLError, StoreError
+from metaql.storage import saved_models
 from metaql.storage.commit import read_manifest, require_store, versions
 from metaql.storage.manifest import DataFile, Manifest
 from metaql.storage.mapped_file import StoreFolder
@@ -32,6 +33,7 @@ def check(path: str | Path) -> Iterator[str]:
         # A later one than the current was cut off before it was committed, and the next writer removes it.
         if version < current.version:
             yield from _check_old(folder, version, seen)
+    yield from saved_models.problems(folder)
 
 
 def _check_old(folder: Path, version: int, seen: set[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +27,21 @@ class Function:
     evaluate: Callable[..., pa.Array]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """torch keeps to the calling thread: DuckDB calls functions from all its threads at once."""
+    return torch_threads(1)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """torch computes with so many threads what this thread asks for. Each thread of Python has a number of its own."""
     before = torch.get_num_threads()
-    if before != 1:
-        torch.set_num_threads(1)
+    if before != count:
+        torch.set_num_threads(count)
     try:
         yield
     finally:
-        if before != 1:
+        if before != count:
             torch.set_num_threads(before)
 
 

@@ -16,10 +16,14 @@ from metaql.errors import QueryError
 from metaql.storage.arrow_arrays import primitive
 from metaql.udfs import references
 from metaql.udfs.aggregates import mean, total
+from metaql.udfs.anomaly_score import anomaly_score
 from metaql.udfs.b2b import B2B
 from metaql.udfs.b2p import B2P
 from metaql.udfs.best import best
 from metaql.udfs.cosine_similarity import cosine_similarity
+from metaql.udfs.elite import ELITE
+from metaql.udfs.elite_candidates import ELITE_CANDIDATES, elite_chosen
+from metaql.udfs.elite_fit import elite_fit
 from metaql.udfs.embedding import embedding, logits, shape
 from metaql.udfs.function import Function
 from metaql.udfs.gradient import gradient
@@ -41,7 +45,7 @@ from metaql.udfs.session import Session, find
 from metaql.udfs.table_functions import returns_sql
 from metaql.udfs.tracin import TRACIN
 
-TABLE_FUNCTIONS = (P2P, P2B, B2P, B2B, HYDRA, TRACIN, IN_RUN)
+TABLE_FUNCTIONS = (P2P, P2B, B2P, B2B, HYDRA, TRACIN, IN_RUN, ELITE, ELITE_CANDIDATES)
 FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     inner_product,
     score,
@@ -62,6 +66,9 @@ FUNCTIONS: tuple[Callable[[Session], Function], ...] = (
     shape,
     embedding,
     hydra_weights,
+    elite_fit,
+    elite_chosen,
+    anomaly_score,
 )
 # Tells a second load which session the instance's functions belong to.
 _SESSION = "metaql_session"

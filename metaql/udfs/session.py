@@ -12,12 +12,14 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
+import torch
 
 from metaql.errors import QueryError, ReferenceError
 from metaql.storage.store import Store
 from metaql.udfs.costs import SHIPPED, Constants
 from metaql.udfs.counters import Counters
 from metaql.udfs.curvatures import Curvatures
+from metaql.udfs.fits import Fits
 from metaql.udfs.kept_scores import KeptScores
 from metaql.udfs.members import MemberLists
 from metaql.udfs.models import Model
@@ -43,6 +45,9 @@ class Session:
         self.members = MemberLists()
         self.curvatures = Curvatures()
         self.work = Work()
+        self.fits = Fits()
+        # Of whoever opens the session; DuckDB's own threads would train with another number, and other roundings.
+        self.threads = torch.get_num_threads()
         # Names of the functions that hold it, and of the macro in front of one, in lower case.
         self.functions: frozenset[str] = frozenset()
         self._stores: dict[int, list[StoreSource]] = {}

@@ -12,6 +12,7 @@ class Work:
     def __init__(self) -> None:
         self._stops = 0
         self._gatherings: list[Gathering] = []
+        self._trainings: list[Training] = []
 
     def go_on(self) -> None:
         """InterruptedError when nothing shall go on."""
@@ -36,6 +37,23 @@ class Work:
         return None
 
     @contextmanager
+    def training(self) -> Iterator[Training]:
+        """While a model is trained."""
+        training = Training(self)
+        self._trainings.append(training)
+        try:
+            yield training
+        finally:
+            self._trainings.remove(training)
+
+    @property
+    def trained(self) -> tuple[float, str] | None:
+        """How much of a training is done, from 0 to 1, and what it has come to; None while there is none."""
+        for training in self._trainings[:1]:
+            return training.done, training.told
+        return None
+
+    @contextmanager
     def stopped(self) -> Iterator[None]:
         """While no computation shall go on. It stops those of other threads' queries too: Ctrl-C means all."""
         # Only the main thread does this.
@@ -56,3 +74,16 @@ class Gathering:
         """Says that so much more is there; InterruptedError when nothing shall go on."""
         self._work.go_on()
         self.done += size
+
+
+class Training:
+    """How far a training is."""
+
+    def __init__(self, work: Work) -> None:
+        self._work, self.done, self.told = work, 0.0, ""
+
+    def reached(self, done: float, validation_loss: float | None) -> None:
+        """Says how much is done, from 0 to 1; InterruptedError when nothing shall go on."""
+        self._work.go_on()
+        self.done = done
+        self.told = "" if validation_loss is None else f"validation loss {validation_loss:.4g}"
