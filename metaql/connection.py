@@ -72,6 +72,8 @@ class Connection:
         that are no query run at once.
         """
         executor, frame = self._open(), sys._getframe(1)
+        if may_hold_relations(query) and ";" in query:
+            query = self._last_of(query, params, frame)
         if mentions_gradients(query, self._views.words()):
             plan = self._plan(query, frame)
             if is_explained(plan):
@@ -88,6 +90,16 @@ class Connection:
             if planned == query:
                 raise
         return executor.run(planned, params, frame)
+
+    def _last_of(self, text: str, params: Parameters, frame: FrameType) -> str:
+        """The last of several statements, after the others have run: none but single ones can be changed."""
+        statements = duckdb.extract_statements(text)
+        for statement in statements[:-1]:
+            plan = self._plan(statement.query, frame)
+            result = self._open().run(plan.text, params, frame)
+            if result is not None:
+                result.fetchall()
+        return statements[-1].query if statements else text
 
     def _run(self, plan: Plan, query: str, params: Parameters, frame: FrameType) -> Any:
         """What DuckDB makes of the plan. What it refuses is told in the user's own text, if that is refused too."""

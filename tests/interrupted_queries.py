@@ -12,6 +12,7 @@ FOREVER = f"SELECT max(inner_product(t.gradient, v.gradient)) FROM {PAIRS}"
 ROWS = f"SELECT inner_product(t.gradient, v.gradient) AS s FROM {PAIRS}"
 # What no function of ours sees.
 SHORT = "SELECT count(*), max(inner_product(t.gradient, v.gradient)) IS NOT NULL FROM train t, validation v"
+TRAINING = "FROM elite((SELECT range AS sample_id, range AS x FROM range(1000)), epochs := 1000000, save_as := 'never')"
 
 WAYS = {
     "fetchall": lambda db: db.sql(FOREVER).fetchall(),
@@ -23,6 +24,7 @@ WAYS = {
     "to_parquet": lambda db: db.sql(FOREVER).to_parquet("/dev/null"),
     "CREATE TABLE": lambda db: db.sql(f"CREATE TABLE kept AS {FOREVER}"),
     "COPY": lambda db: db.sql(f"COPY ({FOREVER}) TO '/dev/null' (FORMAT csv)"),
+    "a training": lambda db: db.sql(TRAINING).fetchall(),
     "a state of its own": lambda db: (db.sql("CREATE TEMP TABLE own AS SELECT 1"), db.sql(FOREVER).fetchall()),
 }
 

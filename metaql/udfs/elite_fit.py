@@ -20,6 +20,7 @@ from torch import Tensor
 from metaql.errors import QueryError
 from metaql.methods.elite import Fitted, Progress, Settings, fit
 from metaql.methods.elite.detectors import find_detector
+from metaql.methods.elite.networks import find_network
 from metaql.storage import saved_models
 from metaql.storage.arrow_arrays import primitive, truths
 from metaql.udfs import references
@@ -69,6 +70,8 @@ def settings_of(given: dict[str, Any]) -> Settings:
     try:
         settings = Settings(**values)
         find_detector(settings)
+        if settings.network is not None:
+            find_network(settings.network)
     except QueryError as error:
         raise QueryError(f"elite(…): {error}") from None
     return settings
@@ -144,8 +147,9 @@ class Training:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The same for what would train the same model."""
-        return self._digest(), find_detector(self.settings)
+        """The same for what would train the same model; others may have been registered under the same names."""
+        network = self.settings.network
+        return self._digest(), find_detector(self.settings), None if network is None else find_network(network)
 
     def save(self, folder: Path, fitted: Fitted, id_type: str) -> None:
         """Keeps the model, with the rows it was trained on, unless it is there already."""

@@ -165,6 +165,18 @@ def test_relations_in_every_form(db: Connection, fits: list[elite.Settings]) -> 
     assert len(db.sql(f"FROM {nested}").fetchall()) == ROWS
 
 
+def test_several_statements_in_a_text(db: Connection) -> None:
+    local = db.sql("SELECT sample_id, a FROM windows").df()
+    text = f"CREATE TABLE t AS FROM {CALL}; FROM elite(local, epochs := 1); SELECT count(*) FROM {CALL} SEMI JOIN t;"
+    text = text.replace("JOIN t", "JOIN t USING (sample_id)")
+    assert len(local) == ROWS
+    assert db.sql(text).fetchall() == [(ROWS,)]
+    db.sql(f"FROM {saved('m')}; CREATE TABLE scored AS SELECT anomaly_score('m', features) FROM windows")
+    assert db.sql("SELECT count(*) FROM scored").fetchall() == [(ROWS,)]
+    with pytest.raises(duckdb.ParserException):
+        db.sql(f"FROM {CALL}; FORM nothing")
+
+
 def test_on_a_plain_connection(con: duckdb.DuckDBPyConnection, db: Connection) -> None:
     expected = sorted(db.sql(f"FROM {CALL}").fetchall())
     data, labelled = DATA[1:-1], "SELECT sample_id, features, is_anomaly FROM reviewed"
@@ -376,6 +388,7 @@ AT_ONCE: list[tuple[str, type[Exception], str]] = [
     (f"elite({DATA}, epochs := 'many')", QueryError, "epochs must be a whole number from 1 on, not 'many'"),
     (f"elite({DATA}, learning_rate := -0.1)", QueryError, "learning_rate must be a number greater than 0"),
     (f"elite({DATA}, detector := 'svd')", QueryError, "there is no detector 'svd', only svdd, autoencoder"),
+    (f"elite({DATA}, network := 'resnet')", QueryError, "there is no network 'resnet', only mlp"),
     (f"elite({DATA}, save_as := '')", QueryError, "'' can't be the name of a model: use letters"),
     (f"elite({DATA}, save_as := 'a b')", QueryError, "'a b' can't be the name of a model: use letters"),
     (f"elite({DATA}, save_as := '../x')", QueryError, "'../x' can't be a model's folder: write its path without '..'"),
@@ -433,7 +446,6 @@ LATER = [
         "has x, b, which elite",
     ),
     (f"elite({DATA}, detector := 'deepsad')", "detector 'deepsad' learns from labels: give some labelled rows"),
-    (f"elite({DATA}, network := 'resnet')", "there is no network 'resnet', only mlp"),
     (f"elite({DATA}, network := 'conv2d')", "network 'conv2d' takes images"),
     (f"elite({DATA}, epochs := (SELECT 0))", "epochs must be a whole number from 1 on, not 0"),
 ]

@@ -141,14 +141,19 @@ def usual_network(shape: Shape) -> str:
     return "conv2d" if len(shape) == 3 else "mlp"
 
 
-def build_network(name: str, shape: Shape) -> nn.Module:
-    """A network of this name for rows of this shape, with fresh weights."""
+def find_network(name: str) -> _Network:
+    """How a network of this name is built; QueryError if nobody has registered it."""
     if name not in _NETWORKS:
         raise QueryError(
             f"there is no network '{name}', only {', '.join(_NETWORKS)}. Networks of your own are made known by "
             f"metaql.methods.elite.register_network('{name}', build)"
         )
-    network = _NETWORKS[name]
+    return _NETWORKS[name]
+
+
+def build_network(name: str, shape: Shape) -> nn.Module:
+    """A network of this name for rows of this shape, with fresh weights."""
+    network = find_network(name)
     if network.axes is not None and len(shape) not in network.axes:
         raise QueryError(f"network '{name}' takes {network.wanted}, and these rows have shape {list(shape)}")
     return network.build(shape)
