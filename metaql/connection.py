@@ -40,6 +40,8 @@ NAME = "metaql"
 _IN_MEMORY = ":memory:"
 # What DuckDB says of a text before it runs any of it.
 _REFUSALS = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException, duckdb.NotImplementedException)
+# What DuckDB says of a sub-query that stands where it was not replaced.
+_NO_SUB_QUERIES = "Table function cannot contain subqueries"
 _BUG = (
     "MetaQL could not plan this query, so that it runs pair by pair: slower, and right. This is a bug of ours; please"
     " report it with the query and this: {}"
@@ -107,6 +109,11 @@ class Connection:
         try:
             return executor.run(plan.text, params, frame)
         except _REFUSALS as refusal:
+            if _NO_SUB_QUERIES in str(refusal):
+                raise QueryError(
+                    "a function in FROM takes a sub-query only in SELECT, CREATE TABLE or VIEW, INSERT and COPY: keep"
+                    " its result in a table first, or give the sub-query as a text in quotes"
+                ) from None
             if plan.text == query or may_hold_relations(query):
                 raise
             try:

@@ -16,12 +16,13 @@ from torch.utils.dlpack import from_dlpack
 
 from metaql.errors import QueryError
 from metaql.storage.arrow_arrays import as_numpy, truths
-from metaql.udfs.references import Bools, Ints
+from metaql.udfs.references import ARROW_TYPE, Bools, Ints
 
 # Whose whole numbers float32 does not change; what is larger keeps its digits until it is scaled.
 _SMALL = (pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.bool_())
 # What DuckDB calls them, and how they become numbers, if there is a usual way.
 _OTHERS = (
+    (lambda kind: kind == ARROW_TYPE, "GRADIENT", "restore({0}, '*')"),
     (pa.types.is_string, "VARCHAR", "{0}::DOUBLE, or {0}::FLOAT[] for texts like '[1.5, 2]'"),
     (pa.types.is_large_string, "VARCHAR", "{0}::DOUBLE, or {0}::FLOAT[] for texts like '[1.5, 2]'"),
     (pa.types.is_timestamp, "TIMESTAMP", "epoch({0})"),
@@ -128,7 +129,7 @@ def _fields(columns: Mapping[str, Any]) -> dict[str, Any]:
     """The columns, with a struct's fields in its place."""
     found: dict[str, Any] = {}
     for name, column in columns.items():
-        if pa.types.is_struct(column.type):
+        if pa.types.is_struct(column.type) and column.type != ARROW_TYPE:
             parts = zip(column.type, column.flatten(), strict=True)
             found |= {f"{name}.{each.name}": part for each, part in parts}
         else:

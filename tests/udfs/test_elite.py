@@ -407,6 +407,12 @@ def test_what_is_wrong_before_anything_runs(db: Connection, call: str, kind: typ
         db.sql(f"FROM {call}")
 
 
+def test_sub_queries_in_statements_that_can_t_be_changed(db: Connection) -> None:
+    with pytest.raises(QueryError, match=r"takes a sub-query only in SELECT.*give the sub-query as a text in quotes"):
+        db.sql(f"DESCRIBE FROM {CALL}")
+    assert len(db.sql("DESCRIBE FROM elite('SELECT sample_id, a FROM windows')").fetchall()) == 5
+
+
 LATER = [
     ("elite((SELECT sample_id FROM windows))", "no column of features beside sample_id"),
     ("elite(windows)", "features is a list, .* there is recorded_at, a, b, bad beside it"),
@@ -423,6 +429,7 @@ LATER = [
         "elite((SELECT sample_id, CASE WHEN a > .9 THEN 'inf'::FLOAT ELSE 1 END AS f FROM windows))",
         "NaN or infinity",
     ),
+    ("elite((SELECT sample_id, gradient FROM train))", r"gradient is a GRADIENT.*restore\(gradient, '\*'\)"),
     ("elite((FROM windows WHERE false))", "there are no rows to look at"),
     ("elite((SELECT sample_id, a FROM windows LIMIT 1))", "training needs 2 rows or more .* of 1 there is one"),
     ("elite((SELECT sample_id, NULL AS a FROM windows))", f"training needs 2 rows or more .* of {ROWS} there is none"),
