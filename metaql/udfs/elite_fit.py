@@ -170,8 +170,9 @@ class Training:
         ids = self.given.ids.take(primitive(self.data.places, pa.int64()))
         known = np.zeros(len(ids), dtype=np.bool_)
         if self.labelled_ids is not None:
-            values = set(self.labelled_ids.to_pylist())
-            known = np.array([value in values for value in ids.to_pylist()], dtype=np.bool_)
+            # Ids may be structs or lists, which Python can't look up; NULL is nobody's.
+            values = {str(value) for value in self.labelled_ids.to_pylist()} - {str(None)}
+            known = np.array([str(value) in values for value in ids.to_pylist()], dtype=np.bool_)
         columns = {name: _column(getattr(fitted, name), kind, len(ids)) for name, kind in RESULTS.items()}
         embedding = _lists(fitted.embedding(self.data.values))
         return pa.table({"sample_id": ids, **columns, "is_labelled": truths(known), "embedding": embedding})

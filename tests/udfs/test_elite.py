@@ -192,13 +192,24 @@ def test_on_a_plain_connection(con: duckdb.DuckDBPyConnection, db: Connection) -
 
 @pytest.mark.parametrize(
     "kind",
-    ["BIGINT", "VARCHAR", "UUID", "HUGEINT", "DATE", "TIMESTAMPTZ", "DECIMAL(9, 2)", "ENUM ('x', 'y')"],
+    [
+        "BIGINT",
+        "VARCHAR",
+        "UUID",
+        "HUGEINT",
+        "DATE",
+        "TIMESTAMPTZ",
+        "DECIMAL(9, 2)",
+        "ENUM ('x', 'y')",
+        "STRUCT(a INT)",
+    ],
 )
 def test_sample_ids_keep_their_type(db: Connection, kind: str) -> None:
     value = {
         "UUID": "lpad(i::VARCHAR, 32, '0')",
         "DATE": "DATE '2020-01-01' + i::INT",
         "TIMESTAMPTZ": "TIMESTAMPTZ '2020-01-01 00:00:00+00' + to_hours(i)",
+        "STRUCT(a INT)": "{'a': i}",
         "ENUM ('x', 'y')": "CASE i % 2 WHEN 0 THEN 'x' ELSE 'y' END",
     }.get(kind, "i")
     db.sql(f"CREATE TABLE typed AS SELECT ({value})::{kind} AS sample_id, i, i * i % 7 AS j FROM range(20) t(i)")
