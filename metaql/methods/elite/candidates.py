@@ -47,7 +47,7 @@ def candidates(
     if labelled is not None and len(labelled) > 0:
         nearest = torch.cdist(points, labelled.to(points)).amin(1)
     else:
-        nearest = apart.amax(1)
+        nearest = apart.amax().expand(len(apart))
     doubt = _doubt(None if meta_gradient is None else meta_gradient[pool].to(points), points)
     scores = anomaly_score[pool].to(points)
     anomalous = scores > scores.quantile(UPPER_SCORES) if pseudo_label is None else pseudo_label[pool]
