@@ -7,7 +7,7 @@ stops at the outputs of these calls; it forms no gradient of a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,34 +56,29 @@ class _Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if self._touches(args) or (kwargs and self._touches(kwargs.values())):
+        if self._touches(args) or (kwargs and self._touches(list(kwargs.values()))):
             self._look(func, args, kwargs, output)
         elif func is F.batch_norm and mixes(func, _named(func, args) | kwargs):
             self.reason = "batch norm in training mode mixes the samples of a batch"
         return output
 
-    def _touches(self, values: Iterable[Any]) -> bool:
+    def _touches(self, values: Collection[Any]) -> bool:
         """Whether a parameter is among the values; quick, since every function of a forward pass is asked."""
-        names = self._names
-        return any(id(each) in names or (type(each) in (tuple, list) and self._touches(each)) for each in values)
+        found = not self._names.keys().isdisjoint(map(id, values))
+        return found or any(self._touches(each) for each in values if type(each) in (tuple, list))
 
     def _look(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        names = {self._names[id(each)] for each in _tensors((*args, *kwargs.values())) if id(each) in self._names}
-        if any(each.requires_grad for each in _tensors((output,))):
-            self._note(func, args, kwargs, output, names)
-
-    def _note(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, names: set[str]
-    ) -> None:
+        if not any(each.requires_grad for each in _tensors((output,))):
+            return
         call = bind(func, args, kwargs)
-        own = [None, None] if call is None else [self._names.get(id(each)) for each in call.parameters]
-        if call is None or names != set(own) - {None} or len(output) != self._samples:
-            name = getattr(func, "__name__", str(func))
-            self.reason = f"'{min(names)}' is used by {name} in a way that has no factors"
+        if call is None or id(call.inputs) in self._names or len(output) != self._samples:
+            names = (self._names.get(id(each)) for each in _tensors((*args, *kwargs.values())))
+            name = min(each for each in names if each is not None)
+            self.reason = f"'{name}' is used by {getattr(func, '__name__', func)} in a way that has no factors"
         else:
-            self.uses.append(
-                _Use(call, own[0], own[1], GradientEdge(output.grad_fn, output.output_nr), call.inputs._version)
-            )
+            weight, bias = (self._names.get(id(each)) for each in call.parameters)
+            edge = GradientEdge(output.grad_fn, output.output_nr)
+            self.uses.append(_Use(call, weight, bias, edge, call.inputs._version))
 
 
 def _named(func: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
@@ -124,7 +119,11 @@ class FactoredPass:
         parts: list[Factors] = [[] for _ in sizes]
         for use, dy in zip(self._uses, found, strict=True):
             if dy is not None:
-                pairs = zip(use.call.inputs.detach().split(sizes), dy.split(sizes), strict=True)
+                pairs = zip(
+                    torch.split_with_sizes(use.call.inputs.detach(), sizes),
+                    torch.split_with_sizes(dy, sizes),
+                    strict=True,
+                )
                 for part, (inputs, own) in zip(parts, pairs, strict=True):
                     part.append((use, inputs, own))
         return parts

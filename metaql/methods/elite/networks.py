@@ -37,7 +37,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
 
     def forward(self, rows: Tensor) -> Tensor:
-        points = F.pad(rows.flatten(1), (0, 1), value=1.0)
+        points = torch.constant_pad_nd(rows.flatten(1), (0, 1), 1.0)
         for place, layer in enumerate(self.layers):
             points = layer(points if place == 0 else F.leaky_relu(points, 0.1))
         return points

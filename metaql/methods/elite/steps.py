@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,35 +14,37 @@ from metaql.methods.elite.factored import FactoredPass, along, gradient
 from metaql.methods.elite.forward_mode import Score, along_forward
 from metaql.methods.elite.meta_gradients import kept_buffers, products_from_factors, trainable, why_not_factored
 
-# What the gradient of the labelled rows' own loss counts for, beside the weighted batch.
-MIX = 1.0
-Weigh = Callable[[Tensor, Tensor], Tensor]
+Weigh = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
 class Labels:
     """Labelled rows [m, …] with is_anomaly bool [m], and the margin C beyond which an anomaly costs nothing.
 
-    L_v = Σ ``shares`` · (Ω of normals, max(C - Ω, 0) of anomalies), Eq. 4 with each class weighted by a half.
+    L_v = ½ mean of Ω over normals + ½ mean of max(C - Ω, 0) over anomalies (Eq. 4, each class weighing a half). It is
+    Σ slope · (Ω - offset), with slopes that are 0 from ``cap`` on.
     """
 
     rows: Tensor
     is_anomaly: Tensor
     margin: float
     shares: Tensor
+    cap: Tensor
+    offset: Tensor
 
     @classmethod
     def of(cls, rows: Tensor, is_anomaly: Tensor, margin: float) -> Labels:
         anomalies = int(is_anomaly.sum())
-        shares = torch.where(is_anomaly, 0.5 / max(anomalies, 1), 0.5 / max(len(rows) - anomalies, 1))
-        return cls(rows, is_anomaly, margin, shares.to(rows))
+        shares = torch.where(is_anomaly, -0.5 / max(anomalies, 1), 0.5 / max(len(rows) - anomalies, 1))
+        cap, offset = (torch.where(is_anomaly, margin, other).to(rows) for other in (math.inf, 0.0))
+        return cls(rows, is_anomaly, margin, shares.to(rows), cap, offset)
 
     def loss(self, scores: Tensor) -> Tensor:
-        return torch.where(self.is_anomaly, (self.margin - scores).clamp(min=0), scores) @ self.shares
+        return self.slopes(scores.detach()) @ (scores - self.offset)
 
     def slopes(self, scores: Tensor) -> Tensor:
         """∂L_v/∂Ω of each row."""
-        return torch.where(self.is_anomaly, -(scores < self.margin).to(scores), 1) * self.shares
+        return self.shares * (scores < self.cap)
 
     def drawn(self, most: int) -> Labels:
         """At most so many of them, of both classes alike as far as they go; all if they are no more."""
@@ -57,10 +60,9 @@ class Labels:
 
 @dataclass(frozen=True)
 class Step:
-    """For a batch: the weights used [n], the labelled rows' loss, its gradient G, and the gradient to step along."""
+    """For a batch: the labelled rows' loss, its gradient G, and the gradient to step along."""
 
-    weights: Tensor
-    validation_loss: Tensor
+    validation_loss: float
     direction: dict[str, Tensor]
     gradient: dict[str, Tensor]
 
@@ -68,29 +70,26 @@ class Step:
 class Steps(Protocol):
     """Makes a step of a batch and the labelled rows, and products alone for many rows.
 
-    ``weigh`` makes weights of ⟨∇Ω_i, G⟩ and the labelled rows' loss.
+    ``weigh`` makes weights of ⟨∇Ω_i / n, G⟩ and the labelled rows' loss.
     """
 
     def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step: ...
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor: ...
 
 
-def of_size_one(values: Tensor) -> Tensor:
-    """The values divided by their mean size, so that no scale has to be tuned for a data set."""
-    return values / values.abs().mean().clamp(min=torch.finfo(values.dtype).tiny)
-
-
 def pushing_weights(weights: Tensor, scores: Tensor, margin: float) -> Tensor:
     """The weights, with 0 for pseudo anomalies beyond the margin: nothing pushes them further, as in Eq. 4."""
-    return weights * ((weights > 0) | (scores < margin))
+    return weights.masked_fill((weights < 0) & (scores >= margin), 0)
 
 
 def mixed(weighted: dict[str, Tensor], direction: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weighted gradient with the labelled rows' own added."""
-    total = dict(weighted)
+    """The weighted gradient with the labelled rows' own added, in place: it costs nothing and leads the way."""
     for name, value in direction.items():
-        total[name] = total[name].add(value, alpha=MIX) if name in total else value * MIX
-    return total
+        if name in weighted:
+            weighted[name].add_(value)
+        else:
+            weighted[name] = value
+    return weighted
 
 
 class FactoredSteps:
@@ -103,14 +102,15 @@ class FactoredSteps:
     def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
         sizes = [len(batch), len(labels.rows)]
         taken = FactoredPass(self._score, self._parameters, torch.cat([batch, labels.rows]))
-        scores, known = taken.scores.split(sizes)
-        own, labelled = taken.backward(torch.cat([torch.ones_like(scores), labels.slopes(known)]), sizes)
+        scores, known = torch.split_with_sizes(taken.scores, sizes)
+        own, labelled = taken.backward(
+            torch.cat([torch.full_like(scores, 1 / len(batch)), labels.slopes(known)]), sizes
+        )
         direction = gradient(labelled)
-        loss = labels.loss(known)
-        weights = weigh(along(own, direction, scores), loss)
-        pushing = pushing_weights(weights, scores, labels.margin) / len(batch)
+        loss = float(labels.loss(known))
+        pushing = pushing_weights(weigh(along(own, direction, scores), loss), scores, labels.margin)
         total = mixed(gradient(own, pushing), direction)
-        return Step(weights, loss, direction, total)
+        return Step(loss, direction, total)
 
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
         return products_from_factors(self._score, self._parameters, rows, direction)
@@ -128,13 +128,12 @@ class ForwardSteps:
 
     def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
         with kept_buffers(self._module):
-            loss = labels.loss(self._score(self._module, labels.rows))
-            direction = self._gradient(loss)
+            known = labels.loss(self._score(self._module, labels.rows))
+            direction, loss = self._gradient(known), float(known.detach())
         scores, products = along_forward(self._module, self._score, batch, direction)
-        weights = weigh(products, loss.detach())
-        pushing = pushing_weights(weights, scores.detach(), labels.margin)
+        pushing = pushing_weights(weigh(products / len(batch), loss), scores.detach(), labels.margin)
         total = mixed(self._gradient((scores * pushing).mean()), direction)
-        return Step(weights, loss.detach(), direction, total)
+        return Step(loss, direction, total)
 
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():

@@ -14,7 +14,7 @@ from metaql.methods.elite.detectors import ROWS, SVDD, Detector, find_detector, 
 from metaql.methods.elite.fitted import Epoch, Fitted, fresh_module
 from metaql.methods.elite.meta_gradients import trainable
 from metaql.methods.elite.networks import usual_network
-from metaql.methods.elite.objectives import DeepSAD, Elite, Objective, Supervised, Unsupervised
+from metaql.methods.elite.objectives import EXAMINED, DeepSAD, Elite, Objective, Supervised, Unsupervised
 from metaql.methods.elite.scaling import scaling_of
 from metaql.methods.elite.settings import WITHOUT_META_GRADIENTS, Progress, Settings
 from metaql.methods.elite.steps import Labels, gradient_of, steps_for
@@ -121,7 +121,7 @@ def final_products(module: nn.Module, detector: Detector, rows: Tensor, labels: 
     """⟨∇Ω(x_i), G⟩ [n] with the network as it is now, and G over all labelled rows."""
     module.eval()
     direction = gradient_of(labels.loss(detector.score(module, labels.rows)), trainable(module))
-    steps = steps_for(module, detector.score, rows[:ROWS])
+    steps = steps_for(module, detector.score, rows[:EXAMINED])
     return torch.cat([steps.products(part, direction) for part in rows.split(ROWS)])
 
 
@@ -158,9 +158,8 @@ class Training:
         for name, parameter in self._parameters.items():
             parameter.grad = gradient.get(name)
         self._adam.step()
-        value = None if loss is None else float(loss)
-        if value is not None and not math.isfinite(value):
+        if loss is not None and not math.isfinite(loss):
             raise QueryError(f"the training diverged in epoch {epoch}: try a smaller learning_rate")
         if self._progress is not None:
-            self._progress(Progress(epoch, self._epochs, place + 1, len(batches), value))
-        return value
+            self._progress(Progress(epoch, self._epochs, place + 1, len(batches), loss))
+        return loss
