@@ -7,7 +7,7 @@ from typing import Any
 
 from metaql.errors import QueryError
 from metaql.methods.elite import Settings
-from metaql.udfs.elite_fit import COLUMNS, FIT, SETTINGS, require_savable, settings_of
+from metaql.udfs.elite_fit import COLUMNS, FIT, require_savable, settings_of
 from metaql.udfs.labelled_rows import IS_ANOMALY, SAMPLE_ID
 from metaql.udfs.quoting import literal
 from metaql.udfs.table_functions import Asked, Given, TableFunction
@@ -69,5 +69,3 @@ def _written(value: Any) -> str:
 
 
 ELITE = TableFunction("elite", COLUMNS, _CALL, _sql, relations=("data", "labelled"))
-
-__all__ = ["ELITE", "SETTINGS"]
