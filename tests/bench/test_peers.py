@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import metaql
+from bench.elite_peers import PEERS
 from bench.peers import exact
 from bench.peers.case import NETWORKS, Case
 from bench.peers.environments import REQUIREMENTS, python
@@ -91,6 +92,7 @@ def test_error_and_correlation(expected: list[torch.Tensor]) -> None:
 
 def test_every_library_has_its_requirements() -> None:
     needed = {way.package for way in WAYS.values() if not way.ours} | {"cleanlab"}
+    needed |= {peer.package for peer in PEERS.values()}
     assert needed == {file.stem for file in REQUIREMENTS.glob("*.txt")}
     assert all("==" in line for name in needed for line in (REQUIREMENTS / f"{name}.txt").read_text().split())
 
