@@ -104,3 +104,67 @@ def test_names_that_are_taken():
     for register, name in ((elite.register_network, "mlp"), (elite.register_detector, "svdd")):
         with pytest.raises(QueryError, match="there already"):
             register(name, *[torch.nn.Linear] * (1 if name == "mlp" else 2))
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.recurrent = torch.nn.LSTM(shape[1], 4, batch_first=True)
+
+    def forward(self, rows):
+        return self.recurrent(rows)[0][:, -1]
+
+
+def batch_normed(shape):
+    return torch.nn.Sequential(torch.nn.Linear(shape[0], 6), torch.nn.BatchNorm1d(6), torch.nn.Tanh())
+
+
+@pytest.mark.parametrize("build, shape", [(Recurrent, (5, 3)), (batch_normed, (4,))])
+def test_networks_of_ones_own_are_trained(build, shape):
+    elite.register_network("own", build)
+    rows, _ = some_rows(40, shape)
+    fitted = fit(rows, *some_rows(8, shape), Settings(network="own", epochs=2, batch_size=16))
+    again = Fitted.restored(*fitted.saved())
+    assert torch.equal(again.score(rows), fitted.anomaly_score)
+    assert fitted.meta_gradient.isfinite().all()
+
+
+def test_a_detector_of_ones_own():
+    def score(module, rows):
+        return module(rows).square().sum(1)
+
+    elite.register_detector("own", lambda shape: torch.nn.Linear(shape[0], 3), score)
+    rows, _ = some_rows(40)
+    fitted = fit(rows, *some_rows(8), Settings(detector="own", epochs=1))
+    assert fitted.embedding(rows).shape == (40, 4)
+    with pytest.raises(QueryError, match="brings a network of its own"):
+        fit(rows, settings=Settings(detector="own", network="mlp"))
+    elite.register_detector("own", lambda shape: torch.nn.Linear(shape[0], 3), lambda module, rows: module(rows))
+    with pytest.raises(QueryError, match=r"must score rows .* shape \[2, 3\]"):
+        fit(rows, settings=Settings(detector="own"))
+
+
+def test_what_progress_raises_ends_the_training():
+    told = []
+
+    def stop(progress):
+        told.append(progress)
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(some_rows(40)[0], *some_rows(8), Settings(epochs=3, batch_size=20), stop)
+    assert [(each.epoch, each.batch, each.batches) for each in told] == [(1, 1, 2), (1, 2, 2), (2, 1, 2)]
+
+
+def test_labels_beat_pollution():
+    """A third of the rows is anomalous, and a plain detector learns that they are normal."""
+    rows, is_anomaly = some_rows(300, (6,))
+    labelled, known = some_rows(18, (6,), 1)
+    found = fit(rows, labelled, known, Settings(epochs=40)).anomaly_score
+    plain = fit(rows, settings=Settings(epochs=40)).anomaly_score
+
+    def auc(scores):
+        return float((scores[is_anomaly][:, None] > scores[~is_anomaly]).float().mean())
+
+    assert auc(found) > 0.9 > auc(plain)

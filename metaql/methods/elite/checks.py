@@ -31,6 +31,15 @@ def require_labels(features: Tensor, labelled: Tensor, is_anomaly: Tensor | None
         )
 
 
+def require_scores(scores: Tensor, detector: str) -> None:
+    """QueryError unless a detector of one's own scores two rows by two numbers."""
+    if scores.shape != (2,) or not scores.is_floating_point() or not scores.isfinite().all():
+        raise QueryError(
+            f"detector '{detector}' must score rows [n, …] by finite numbers of shape [n]; for 2 rows it returned "
+            f"{scores.dtype} of shape {list(scores.shape)}"
+        )
+
+
 def _require_finite(values: Tensor, name: str) -> None:
     bad = ~values.isfinite().flatten(1).all(1)
     if bad.any():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaql.errors import QueryError
-from metaql.methods.elite.checks import require_labels, require_rows
+from metaql.methods.elite.checks import require_labels, require_rows, require_scores
 from metaql.methods.elite.detectors import ROWS, SVDD, Detector, find_detector, in_parts
 from metaql.methods.elite.fitted import Epoch, Fitted, fresh_module
 from metaql.methods.elite.meta_gradients import trainable
@@ -67,6 +67,7 @@ def _fit(
     scaling = scaling_of(features, channels=len(shape) != 2 or usual_network(shape) != "conv2d")
     rows = scaling(features)
     prepare(module, rows)
+    require_scores(scores_of(module, detector, rows[:2]), settings.detector)
     labels = None
     if labelled is not None:
         assert is_anomaly is not None
