@@ -39,3 +39,13 @@ def test_channels_alone_or_all_together():
     apart, together = (scaling_of(rows, channels)(rows) for channels in (True, False))
     assert 0.5 < float(apart[:, 1].std()) < 2
     assert float(together[:, 1].std()) > 4 * float(together[:, 0].std())
+
+
+def test_no_pixel_stands_for_all_of_many_images():
+    """With a border of zeros, whose distance to that of the next image divides any round stride."""
+    images = torch.zeros(100_000, 4, 4)
+    images[:, :, 1:] = torch.rand(100_000, 4, 3, generator=torch.Generator().manual_seed(0))
+    scaling = scaling_of(images, channels=False)
+    few = scaling_of(images[:5000], channels=False)
+    torch.testing.assert_close(scaling.deviation, few.deviation, rtol=0.02, atol=0)
+    torch.testing.assert_close(scaling.centre, few.centre, rtol=0.02, atol=0)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaql.methods.elite.detectors import in_parts
+
 # The distance between a normal distribution's quartiles, in standard deviations.
 QUARTILES = 1.349
 # Up to here values are kept as they are; beyond, they grow logarithmically, so that none drowns the others.
 STRAIGHT = 5.0
-# As many values as torch.quantile is asked to sort, which bounds memory.
+# As many values as are looked at of each feature, channel or image, which bounds time and memory.
 SAMPLED = 100_000
 
 
@@ -24,6 +26,9 @@ class Scaling:
 
     def __call__(self, features: Tensor) -> Tensor:
         """float32, of the same shape; a feature that was constant becomes 0."""
+        return in_parts(self._scaled, features)
+
+    def _scaled(self, features: Tensor) -> Tensor:
         scaled = (features.to(torch.float64) - self.centre) / self.deviation
         size = scaled.abs()
         bent = scaled.sign() * (STRAIGHT + (size - STRAIGHT).clamp(min=0).log1p())
@@ -33,15 +38,22 @@ class Scaling:
 def scaling_of(features: Tensor, channels: bool) -> Scaling:
     """What scales rows [n, d, …] of finite numbers: each of d alone, or with ``channels`` False all values alike."""
     groups = features.shape[1] if channels else 1
-    columns = features.to(torch.float64).reshape(len(features), groups, -1)
-    found = [_of_values(columns[:, place].flatten()) for place in range(groups)]
+    columns = features.reshape(len(features), groups, -1)
+    found = [_of_values(_some(columns[:, place].flatten())) for place in range(groups)]
     centre, deviation = torch.tensor(found, dtype=torch.float64, device=features.device).T
     shape = [groups, *[1] * (features.ndim - 2)]
     return Scaling(centre.reshape(shape), deviation.reshape(shape))
 
 
+def _some(values: Tensor) -> Tensor:
+    """The values, or if they are many some drawn at random: a fixed stride could meet the same pixel of each image."""
+    if len(values) > SAMPLED:
+        places = torch.randint(len(values), (SAMPLED,), generator=torch.Generator().manual_seed(0))
+        values = values[places.to(values.device)]
+    return values.to(torch.float64)
+
+
 def _of_values(values: Tensor) -> tuple[float, float]:
-    values = values[:: max(1, len(values) // SAMPLED)]
     low, centre, high = (float(each) for each in _quartiles(values))
     spread = (high - low) / QUARTILES
     if spread == 0:
