@@ -1,5 +1,7 @@
 """ELITE's training from Python: what comes out, what is refused, and that it can be repeated."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -168,3 +170,38 @@ def test_labels_beat_pollution():
         return float((scores[is_anomaly][:, None] > scores[~is_anomaly]).float().mean())
 
     assert auc(found) > 0.9 > auc(plain)
+
+
+@pytest.mark.parametrize("offset", [0, -50])
+def test_scores_may_be_negative(offset):
+    """As log-likelihoods are; what counts is which is larger."""
+
+    class Gauss(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.log_deviation = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+
+    def score(module, rows):
+        normal = torch.distributions.Normal(module.mean, module.log_deviation.exp())
+        return offset - normal.log_prob(rows).sum(1)
+
+    elite.register_detector("own", lambda shape: Gauss(), score)
+    rows, is_anomaly = some_rows(200)
+    labelled = some_rows(20, seed=1)
+    fitted = fit(rows + 3 * is_anomaly[:, None], labelled[0] + 3 * labelled[1][:, None], labelled[1], Settings("own"))
+    assert float((fitted.pseudo_label == is_anomaly).float().mean()) > 0.8
+
+
+def test_a_score_that_is_zero_for_all():
+    elite.register_detector(
+        "own", lambda shape: torch.nn.Linear(4, 3), lambda module, rows: torch.relu(module(rows).sum(1) - 1e6)
+    )
+    assert not fit(some_rows(40)[0], *some_rows(8), Settings("own", epochs=1)).weight.any()
+
+
+def test_threads_take_turns_with_random_numbers():
+    rows, settings = some_rows(50)[0], Settings(epochs=20, batch_size=16)
+    expected = fit(rows, *some_rows(6), settings).anomaly_score
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: fit(rows, *some_rows(6), settings).anomaly_score, range(3)))
+    assert all(torch.equal(each, expected) for each in found)

@@ -7,7 +7,8 @@ from torch import nn
 
 from metaql.errors import QueryError
 from metaql.methods.elite import meta_gradients
-from metaql.methods.elite.meta_gradients import trainable, why_not_factored
+from metaql.methods.elite.backward_twice import along_backward
+from metaql.methods.elite.meta_gradients import how_along, trainable, why_not_factored
 
 
 def length(module, rows):
@@ -177,3 +178,53 @@ def test_neither_way_is_refused():
     score = lambda module, rows: module((rows.abs() * 4).long().clamp(max=8)).square().sum(1)  # noqa: E731
     with pytest.raises(QueryError, match="EmbeddingBag can't be had"):
         meta_gradients(bag, score, torch.randn(5, 3), random_direction(bag))
+
+
+class WithoutGradient(nn.Module):
+    """Whose mean torch is told to leave out of gradients, and a parameter without factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(5, 4), nn.Parameter(torch.randn(4))
+
+    def forward(self, rows):
+        points = self.layer(rows) * self.scale
+        with torch.no_grad():
+            mean = points.mean(0)
+        return points - mean
+
+
+class Held(nn.Module):
+    """Which has hold of a view of a parameter, beside the parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 5).double()
+        self.view = self.layer.weight.T
+
+    def forward(self, rows):
+        return F.linear(torch.tanh(self.layer(rows)), self.view)
+
+
+BACKWARD = {
+    "no_grad": (WithoutGradient, (5,)),
+    "held": (Held, (5,)),
+    "weight norm": (lambda: Chain(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Tanh()), (5,)),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_two_backward_passes_where_forward_mode_is_wrong_or_missing(name):
+    torch.manual_seed(0)
+    build, shape = BACKWARD[name]
+    module = build().double()
+    rows = torch.randn(6, *shape, dtype=torch.float64)
+    assert how_along(module, length, rows) is along_backward
+    assert is_equal(module, rows)
+
+
+def test_gradients_may_be_switched_off_around():
+    module = FORWARD["lstm"][0]().double()
+    rows = torch.randn(6, 5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        assert len(meta_gradients(module, length, rows, random_direction(module))) == 6

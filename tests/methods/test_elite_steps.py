@@ -7,7 +7,7 @@ from torch import nn
 from metaql.methods.elite.detectors import in_parts
 from metaql.methods.elite.meta_gradients import trainable
 from metaql.methods.elite.objectives import DeepSAD, Elite, Supervised, Unsupervised, shuffled
-from metaql.methods.elite.steps import FactoredSteps, ForwardSteps, Labels, steps_for
+from metaql.methods.elite.steps import FactoredSteps, Labels, UnfactoredSteps, left_to_learn, steps_for
 
 MARGIN = 1.5
 
@@ -67,7 +67,7 @@ def test_a_step_is_what_autograd_makes_of_it(name):
     )
 
     steps = steps_for(module, length, batch)
-    assert isinstance(steps, ForwardSteps if name == "batch norm" else FactoredSteps)
+    assert isinstance(steps, UnfactoredSteps if name == "batch norm" else FactoredSteps)
     step = steps.step(batch, labels, of_size_one)
     assert step.validation_loss == pytest.approx(loss.item())
     for found, other in zip((step.gradient[each] for each in parameters), expected, strict=True):
@@ -79,10 +79,10 @@ def test_factors_and_forward_mode_make_the_same_step():
     module, shape = networks()["conv"]
     module.double()
     labels, batch = some_labels(*shape), torch.randn(7, *shape, dtype=torch.float64)
-    one, two = (kind(module, length).step(batch, labels, of_size_one) for kind in (FactoredSteps, ForwardSteps))
+    one, two = (kind(module, length).step(batch, labels, of_size_one) for kind in (FactoredSteps, UnfactoredSteps))
     torch.testing.assert_close(one.gradient, two.gradient)
     direction = {name: torch.randn_like(each) for name, each in trainable(module).items()}
-    a, b = (kind(module, length).products(batch, direction) for kind in (FactoredSteps, ForwardSteps))
+    a, b = (kind(module, length).products(batch, direction) for kind in (FactoredSteps, UnfactoredSteps))
     torch.testing.assert_close(a, b)
 
 
@@ -170,3 +170,35 @@ def test_batches_are_of_like_size():
 def test_parts_are_put_together():
     rows = torch.randn(2500, 1)
     assert torch.equal(in_parts(lambda part: part[:, 0] * 2, rows), rows[:, 0] * 2)
+
+
+class Gated(nn.Module):
+    """Rows of one sign pass a layer of their own, as long as there are some of either."""
+
+    def __init__(self):
+        super().__init__()
+        self.some, self.all = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, rows):
+        chosen = torch.nonzero(rows[:, 0] > 0).flatten()
+        return self.all(rows).index_add(0, chosen, self.some(rows[chosen]))
+
+
+def test_rows_that_have_no_factors_after_others_had():
+    torch.manual_seed(0)
+    module = Gated().double()
+    some, others = (torch.randn(7, 4, dtype=torch.float64) for _ in range(2))
+    some[:, 0], labels = 1.0, some_labels(4)
+    steps = steps_for(module, length, some)
+    assert isinstance(steps, FactoredSteps)
+    one, two = (each.step(others, labels, of_size_one) for each in (steps, UnfactoredSteps(module, length)))
+    torch.testing.assert_close(one.gradient, two.gradient)
+    torch.testing.assert_close(
+        steps.products(others, one.direction), UnfactoredSteps(module, length).products(others, one.direction)
+    )
+
+
+def test_scores_below_zero_leave_something_to_learn():
+    known, others = torch.tensor([-4.0, -2.0]), torch.tensor([-6.0, 3.0])
+    assert left_to_learn(-3.0, known, others) == 0
+    assert left_to_learn(0.5, known.abs(), others.abs()) == 0.5

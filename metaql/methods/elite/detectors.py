@@ -106,7 +106,7 @@ def register_detector(
     """Makes ``detector='name'`` known.
 
     ``build(shape)`` returns the module, ``score(module, rows)`` the scores [n] of rows [n, *shape], which are scaled:
-    not negative, larger for what is more anomalous, and differentiable.
+    larger for what is more anomalous, differentiable, and negative if need be, as log-likelihoods are.
     """
     if name in OWN:
         raise QueryError(f"'{name}' is the name of a detector that is there already: choose another")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metaql.errors import QueryError
 from metaql.methods.elite.detectors import SVDD, Autoencoder, Detector, find_detector, in_parts
 from metaql.methods.elite.networks import Shape
+from metaql.methods.elite.random_numbers import seeded
 from metaql.methods.elite.scaling import Scaling
 from metaql.methods.elite.settings import Settings
 
@@ -104,6 +105,5 @@ class Fitted:
 
 def fresh_module(detector: Detector, shape: Shape, settings: Settings) -> nn.Module:
     """The detector's module with its first weights, which the seed decides."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         return detector.build(shape, settings.network)

@@ -13,7 +13,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaql.errors import QueryError
+
+class NoForwardModeError(Exception):
+    """The scores can't be differentiated in forward mode; the text says why."""
+
 
 Score = Callable[[nn.Module, Tensor], Tensor]
 
@@ -35,7 +38,7 @@ def along_forward(
 ) -> tuple[Tensor, Tensor]:
     """The scores [n], with a graph if gradients are enabled, and their derivatives [n] along the direction.
 
-    QueryError if torch has no forward mode for something in the module.
+    NoForwardModeError if torch has no forward mode for something in the module.
     """
     try:
         return _dual(module, score, inputs, direction)
@@ -45,11 +48,7 @@ def along_forward(
             with _without_mkldnn():
                 return _dual(module, score, inputs, direction)
         except (NotImplementedError, RuntimeError) as error:
-            raise QueryError(
-                f"the meta-gradient of this {type(module).__name__} can't be had: its samples' gradients have no "
-                f"factors, and torch can't differentiate it in forward mode ({str(error).splitlines()[0]}). Replace "
-                "the operation that is named, or use a network of linear layers, convolutions and norms"
-            ) from error
+            raise NoForwardModeError(str(error)) from error
 
 
 def _dual(module: nn.Module, score: Score, inputs: Tensor, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,10 @@
 """ALICE's meta-gradients: ⟨∇Ω(x_i), G⟩ for every sample of a batch and one direction G, without a double backward.
 
-Two ways, both exact. *Factored*: one forward and one backward pass, whose products with G are taken layer by layer
+Three ways, all exact. *Factored*: one forward and one backward pass, whose products with G are taken layer by layer
 (``factored.py``); for networks whose trainable parameters are all used in linear layers, convolutions and affine norms,
 and whose samples don't mix. *Forward mode*: ⟨∇Ω_i, G⟩ is the derivative of Ω_i along G, which one forward pass with
 dual numbers gives (``forward_mode.py``); for every parameter that torch's forward mode supports, and exact with batch
-norm in training mode, where Ω_i depends on the whole batch.
+norm in training mode, where Ω_i depends on the whole batch. *Two backward passes* for the rest (``backward_twice.py``).
 """
 
 from __future__ import annotations
@@ -15,22 +15,35 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from metaql.methods.elite.factored import FactoredPass, NoFactorsError, along, require_own_gradients
-from metaql.methods.elite.forward_mode import Score, along_forward
+from metaql.methods.elite.backward_twice import along_backward
+from metaql.methods.elite.factored import (
+    TOLERANCE,
+    USUAL_TOLERANCE,
+    FactoredPass,
+    NoFactorsError,
+    along,
+    require_own_gradients,
+)
+from metaql.methods.elite.forward_mode import NoForwardModeError, Score, along_forward
+
+Along = Callable[[nn.Module, Score, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
+@torch.enable_grad()
 def meta_gradients(module: nn.Module, score: Score, inputs: Tensor, direction: Mapping[str, Tensor]) -> Tensor:
     """⟨∇Ω(x_i), G⟩ [n] of the scores ``score(module, inputs)`` [n], for G a tensor for each parameter's name.
 
-    Parameters that are not named count as zero. Factored where that is exact, else by forward mode; QueryError if torch
-    has no forward mode for the module either. Its mode is taken as it is, its buffers stay as they are.
+    Parameters that are not named count as zero. Factored where that is exact, else by forward mode, else by two
+    backward passes; QueryError if torch can't do that either. The module's mode is taken as it is, its buffers stay as
+    they are.
     """
     parameters = trainable(module)
     with kept_buffers(module):
         if why_not_factored(module, score, inputs) is None:
             return products_from_factors(lambda x: score(module, x), parameters, inputs, direction)
-    with kept_buffers(module), torch.no_grad():
-        return along_forward(module, score, inputs, direction)[1]
+    along_any = how_along(module, score, inputs)
+    with kept_buffers(module):
+        return along_any(module, score, inputs, direction)[1]
 
 
 def products_from_factors(
@@ -55,6 +68,39 @@ def why_not_factored(module: nn.Module, score: Score, inputs: Tensor) -> str | N
     except NoFactorsError as reason:
         return str(reason)
     return None
+
+
+def how_along(module: nn.Module, score: Score, inputs: Tensor) -> Along:
+    """Forward mode where these inputs show that it is exact, else two backward passes.
+
+    Forward mode does not see what autograd is told to leave out (``torch.no_grad`` within the module), nor parameters
+    that the score has hold of beside the module.
+    """
+    with torch.random.fork_rng(devices=[]), kept_buffers(module):
+        try:
+            exact = _is_exact(module, score, inputs)
+        except NoForwardModeError:
+            exact = False
+    return along_forward if exact else along_backward
+
+
+def _is_exact(module: nn.Module, score: Score, inputs: Tensor) -> bool:
+    """Whether forward mode and autograd agree on a random mixture of the scores along a random direction."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = trainable(module)
+    direction = {name: torch.randn(each.shape, generator=generator).to(each) for name, each in parameters.items()}
+    scores, products = along_forward(module, score, inputs, direction)
+    mixture = torch.rand(len(inputs), generator=generator).add(0.5).to(scores)
+    truth = torch.autograd.grad(scores, list(parameters.values()), mixture, allow_unused=True)
+    pairs = zip(truth, direction.values(), strict=True)
+    expected = sum(float((own * other).sum()) for own, other in pairs if own is not None)
+    # Sums whose terms cancel are as inexact as their terms.
+    size = sum(
+        float((own * other).abs().sum())
+        for own, other in zip(truth, direction.values(), strict=True)
+        if own is not None
+    )
+    return abs(float(mixture @ products) - expected) <= TOLERANCE.get(scores.dtype, USUAL_TOLERANCE) * size
 
 
 @contextmanager

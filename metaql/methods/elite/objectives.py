@@ -111,7 +111,7 @@ class Elite:
         self._parameters = trainable(module)
         self._settled = settled
         self._direction: dict[str, Tensor] = {}
-        self._first_loss: float | None = None
+        self._left_at_first: float | None = None
         # Places, evidence and weights of the epoch's batches, entered at its end, which is cheaper than after each.
         self._said: list[tuple[Tensor, Tensor, Tensor]] = []
         self._evidence = torch.zeros(len(rows)).to(rows)
@@ -134,11 +134,11 @@ class Elite:
 
         before = self._evidence[places]
 
-        def weigh(products: Tensor, loss: float) -> Tensor:
-            if self._first_loss is None:
-                self._first_loss = loss
-            evidence = torch.add(before, products, alpha=loss / mean_size(products))
-            weights = evidence * (min(1.0, loss / self._first_loss) / mean_size(evidence))
+        def weigh(products: Tensor, left: float) -> Tensor:
+            if self._left_at_first is None:
+                self._left_at_first = max(left, SMALLEST_SIZE)
+            evidence = torch.add(before, products, alpha=left / mean_size(products))
+            weights = evidence * (min(1.0, left / self._left_at_first) / mean_size(evidence))
             self._said.append((places, evidence, weights))
             return weights
 
@@ -172,7 +172,7 @@ class Elite:
         """Whether the validation loss has come to its end."""
         losses = [each.validation_loss for each in history if each.validation_loss is not None]
         earlier, latest = losses[:-PATIENCE], losses[-PATIENCE:]
-        return bool(earlier) and min(latest) > (1 - GAIN) * min(earlier)
+        return bool(earlier) and min(latest) > min(earlier) - GAIN * abs(min(earlier))
 
 
 def mean_size(values: Tensor) -> float:

@@ -10,9 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from metaql.methods.elite.factored import FactoredPass, along, gradient
+from metaql.methods.elite.factored import FactoredPass, NoFactorsError, along, gradient
 from metaql.methods.elite.forward_mode import Score, along_forward
-from metaql.methods.elite.meta_gradients import kept_buffers, products_from_factors, trainable, why_not_factored
+from metaql.methods.elite.meta_gradients import (
+    Along,
+    how_along,
+    kept_buffers,
+    products_from_factors,
+    trainable,
+    why_not_factored,
+)
 
 Weigh = Callable[[Tensor, float], Tensor]
 
@@ -70,11 +77,16 @@ class Step:
 class Steps(Protocol):
     """Makes a step of a batch and the labelled rows, and products alone for many rows.
 
-    ``weigh`` makes weights of ⟨∇Ω_i / n, G⟩ and the labelled rows' loss.
+    ``weigh`` makes weights of ⟨∇Ω_i / n, G⟩ and how much the labelled rows have left to learn.
     """
 
     def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step: ...
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor: ...
+
+
+def left_to_learn(loss: float, *scores: Tensor) -> float:
+    """L_v, with normals' costs counted from the lowest score where some are negative, as log-likelihoods may be."""
+    return loss - min(0.0, *(float(each.detach().amin()) for each in scores)) / 2
 
 
 def pushing_weights(weights: Tensor, scores: Tensor, margin: float) -> Tensor:
@@ -93,13 +105,29 @@ def mixed(weighted: dict[str, Tensor], direction: dict[str, Tensor]) -> dict[str
 
 
 class FactoredSteps:
-    """One pass over batch and labelled rows together, since rows don't mix."""
+    """One pass over batch and labelled rows together, since rows don't mix.
+
+    Rows that take another way through the module, where there are no factors, are left to ``UnfactoredSteps``.
+    """
 
     def __init__(self, module: nn.Module, score: Score) -> None:
         self._score: Callable[[Tensor], Tensor] = lambda rows: score(module, rows)
         self._parameters = trainable(module)
+        self._otherwise = lambda rows: UnfactoredSteps(module, score, how_along(module, score, rows))
 
     def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
+        try:
+            return self._step(batch, labels, weigh)
+        except NoFactorsError:
+            return self._otherwise(batch).step(batch, labels, weigh)
+
+    def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
+        try:
+            return products_from_factors(self._score, self._parameters, rows, direction)
+        except NoFactorsError:
+            return self._otherwise(rows).products(rows, direction)
+
+    def _step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
         sizes = [len(batch), len(labels.rows)]
         taken = FactoredPass(self._score, self._parameters, torch.cat([batch, labels.rows]))
         scores, known = torch.split_with_sizes(taken.scores, sizes)
@@ -108,36 +136,34 @@ class FactoredSteps:
         )
         direction = gradient(labelled)
         loss = float(labels.loss(known))
-        pushing = pushing_weights(weigh(along(own, direction, scores), loss), scores, labels.margin)
+        left = left_to_learn(loss, taken.scores)
+        pushing = pushing_weights(weigh(along(own, direction, scores), left), scores, labels.margin)
         total = mixed(gradient(own, pushing), direction)
         return Step(loss, direction, total)
 
-    def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
-        return products_from_factors(self._score, self._parameters, rows, direction)
 
-
-class ForwardSteps:
-    """The labelled rows' gradient first; then scores and products of the batch by dual numbers, and one backward pass.
+class UnfactoredSteps:
+    """The labelled rows' gradient first; then scores and products of the batch along it, and one backward pass.
 
     The running statistics of norms see the batch alone.
     """
 
-    def __init__(self, module: nn.Module, score: Score) -> None:
-        self._module, self._score = module, score
+    def __init__(self, module: nn.Module, score: Score, along: Along = along_forward) -> None:
+        self._module, self._score, self._along = module, score, along
         self._parameters = trainable(module)
 
     def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
         with kept_buffers(self._module):
-            known = labels.loss(self._score(self._module, labels.rows))
-            direction, loss = self._gradient(known), float(known.detach())
-        scores, products = along_forward(self._module, self._score, batch, direction)
-        pushing = pushing_weights(weigh(products / len(batch), loss), scores.detach(), labels.margin)
-        total = mixed(self._gradient((scores * pushing).mean()), direction)
-        return Step(loss, direction, total)
+            known = self._score(self._module, labels.rows)
+            total = labels.loss(known)
+            direction, loss = self._gradient(total), float(total.detach())
+        scores, products = self._along(self._module, self._score, batch, direction)
+        left = left_to_learn(loss, scores, known)
+        pushing = pushing_weights(weigh(products / len(batch), left), scores.detach(), labels.margin)
+        return Step(loss, direction, mixed(self._gradient((scores * pushing).mean()), direction))
 
     def products(self, rows: Tensor, direction: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            return along_forward(self._module, self._score, rows, direction)[1]
+        return self._along(self._module, self._score, rows, direction)[1]
 
     def _gradient(self, loss: Tensor) -> dict[str, Tensor]:
         return gradient_of(loss, self._parameters)
@@ -152,7 +178,7 @@ def gradient_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, 
 
 
 def steps_for(module: nn.Module, score: Score, rows: Tensor) -> Steps:
-    """Factored steps where these rows show that they are exact, else those by forward mode."""
+    """Factored steps where these rows show that they are exact, else those that need no factors."""
     if why_not_factored(module, score, rows) is None:
         return FactoredSteps(module, score)
-    return ForwardSteps(module, score)
+    return UnfactoredSteps(module, score, how_along(module, score, rows))

@@ -15,6 +15,7 @@ from metaql.methods.elite.fitted import Epoch, Fitted, fresh_module
 from metaql.methods.elite.meta_gradients import trainable
 from metaql.methods.elite.networks import usual_network
 from metaql.methods.elite.objectives import EXAMINED, DeepSAD, Elite, Objective, Supervised, Unsupervised
+from metaql.methods.elite.random_numbers import seeded
 from metaql.methods.elite.scaling import scaling_of
 from metaql.methods.elite.settings import WITHOUT_META_GRADIENTS, Progress, Settings
 from metaql.methods.elite.steps import Labels, gradient_of, steps_for
@@ -35,7 +36,8 @@ def fit(
 
     Without labelled rows it is the plain unsupervised detector. float64 features lose no precision before they are
     scaled. On a CPU the same seed and number of threads give the same result; torch's own random numbers are left as
-    they are. ``progress`` is called after each batch; what it raises ends the training.
+    they are, and trainings in several threads take turns. ``progress`` is called after each batch; what it raises ends
+    the training.
 
     QueryError for fewer than 2 rows, shapes that differ, NaN or infinity, labels of one class only, and detectors
     that need labels and have none.
@@ -49,8 +51,7 @@ def fit(
         require_labels(features, labelled, is_anomaly)
     elif settings.detector in WITHOUT_META_GRADIENTS:
         raise QueryError(f"detector '{settings.detector}' learns from labels: give some labelled rows")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         return _fit(features, labelled, is_anomaly, settings, detector, progress)
 
 
