@@ -45,14 +45,28 @@ class SavedModel:
     description: Mapping[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
+        """Its tensors by name; CorruptStoreError where they are not what was saved."""
         import safetensors.torch
 
-        return safetensors.torch.load((self.folder / f"{self.version:08d}.safetensors").read_bytes())
+        return safetensors.torch.load(self._read(f"{self.version:08d}.safetensors"))
 
     def table(self, name: str) -> Path:
-        """Where a table of it lies, a Parquet file."""
-        return self.folder / f"{self.version:08d}.{name}.parquet"
+        """Where a table of it lies, a Parquet file; CorruptStoreError where it is not what was saved."""
+        file = f"{self.version:08d}.{name}.parquet"
+        self._read(file)
+        return self.folder / file
+
+    def require_whole(self) -> None:
+        """CorruptStoreError unless all files are what was saved."""
+        for file, *_ in self.description["files"]:
+            self._read(file)
+
+    def _read(self, file: str) -> bytes:
+        ((size, crc),) = (told for name, *told in self.description["files"] if name == file)
+        data = _bytes(self.folder / file)
+        if len(data) != size or zlib.crc32(data) != crc:
+            raise _damaged(self.folder / file, "is changed")
+        return data
 
 
 def place_of(stores: tuple[Path, ...], name: str) -> Path:
@@ -93,9 +107,11 @@ def stamp(folder: Path) -> tuple[int, int, int] | None:
 
 
 def is_there(folder: Path, digest: str) -> bool:
-    """Whether the current version is the one of this digest."""
+    """Whether the current version is the one of this digest, and whole."""
     try:
-        return bool(read(folder).description["digest"] == digest)
+        found = read(folder)
+        found.require_whole()
+        return bool(found.description["digest"] == digest)
     except (StoreError, UnknownNameError):
         return False
 
@@ -162,11 +178,7 @@ def problems(store: Path) -> Iterator[str]:
     """A sentence for each thing that is wrong with a store's models."""
     for name in names(store):
         try:
-            found = read(store / MODELS / name)
-            for file, size, crc in found.description["files"]:
-                data = _bytes(found.folder / file)
-                if len(data) != size or zlib.crc32(data) != crc:
-                    raise _damaged(found.folder / file, "is changed")
+            read(store / MODELS / name).require_whole()
         except StoreError as error:
             yield str(error)
 
@@ -268,7 +280,7 @@ def _head(folder: Path) -> tuple[int, int]:
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise _damaged(path, "is missing") from None
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from metaql.errors import QueryError
 from metaql.storage.arrow_arrays import as_numpy, primitive, truths
 from metaql.udfs import references
-from metaql.udfs.feature_rows import GivenRows, feature_rows, in_order_of
+from metaql.udfs.feature_rows import GivenRows, feature_rows, fields_of, in_order_of
 from metaql.udfs.function import Function, one_thread
 from metaql.udfs.references import Bools
 from metaql.udfs.session import Session
@@ -53,8 +53,7 @@ def _scores(session: Session, name: str, columns: list[Any]) -> tuple[NDArray[np
     where = f"anomaly_score('{name}', …)"
     known = model.description["columns"]
     if len(columns) == 1 and pa.types.is_struct(columns[0].type):
-        fields = zip(columns[0].type, columns[0].flatten(), strict=True)
-        given = GivenRows(where, {each.name: part for each, part in fields})
+        given = GivenRows(where, fields_of(where, columns[0]))
         given = in_order_of(dict.fromkeys(known), given, "the model")
     else:
         given = GivenRows(where, {f"argument {place}": each for place, each in enumerate(columns, start=2)}, **_WORDS)

@@ -80,7 +80,7 @@ def feature_rows(given: GivenRows) -> FeatureRows:
     QueryError for columns that are no numbers, lists beside other columns, and rows of different sizes. Whether the
     numbers are finite is not looked at; ``require_finite`` does.
     """
-    columns = _fields(given.columns)
+    columns = _fields(given.where, given.columns)
     lists = _require_numbers(given, columns)
     there = _without_nulls(columns)
     if there is not None:
@@ -125,13 +125,27 @@ def in_order_of(columns: Mapping[str, Any], given: GivenRows, where: str) -> Giv
     return replace(given, columns={name: given.columns[own[name.lower()]] for name in columns})
 
 
-def _fields(columns: Mapping[str, Any]) -> dict[str, Any]:
+def fields_of(where: str, structs: Any) -> dict[str, Any]:
+    """The columns of structs by their names; QueryError for a UNION, which Arrow can't take out of a struct."""
+    for each in structs.type:
+        if _has_union(each.type):
+            raise QueryError(
+                f"{where}: {each.name} is a UNION: take what is in it, as in union_extract({each.name}, 'member')"
+            )
+    return {each.name: part for each, part in zip(structs.type, structs.flatten(), strict=True)}
+
+
+def _has_union(kind: Any) -> bool:
+    inside = [kind.field(place).type for place in range(kind.num_fields)]
+    return bool(pa.types.is_union(kind)) or any(map(_has_union, inside))
+
+
+def _fields(where: str, columns: Mapping[str, Any]) -> dict[str, Any]:
     """The columns, with a struct's fields in its place."""
     found: dict[str, Any] = {}
     for name, column in columns.items():
         if pa.types.is_struct(column.type) and column.type != ARROW_TYPE:
-            parts = zip(column.type, column.flatten(), strict=True)
-            found |= {f"{name}.{each.name}": part for each, part in parts}
+            found |= {f"{name}.{field}": part for field, part in fields_of(where, column).items()}
         else:
             found[name] = column
     return found

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from metaql.errors import QueryError
 from metaql.storage.arrow_arrays import as_numpy
-from metaql.udfs.feature_rows import GivenRows
+from metaql.udfs.feature_rows import GivenRows, fields_of
 from metaql.udfs.references import Bools
 
 SAMPLE_ID = "sample_id"
@@ -19,7 +19,7 @@ IS_ANOMALY = "is_anomaly"
 
 def given_rows(where: str, structs: Any) -> GivenRows:
     """All columns of the structs but ``sample_id`` and ``is_anomaly``, as features; the former says what rows are."""
-    columns = {field.name: column for field, column in zip(structs.type, structs.flatten(), strict=True)}
+    columns = fields_of(where, structs)
     features = {name: column for name, column in columns.items() if name.lower() not in (SAMPLE_ID, IS_ANOMALY)}
     return GivenRows(where, features, column_of(structs, SAMPLE_ID))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def test_the_version_before_stays_for_its_readers(tmp_path: Path) -> None:
     assert value_of(tmp_path / "m") == 2.0
     assert saved_models.stamp(tmp_path / "m") != first.stamp
     save(tmp_path / "m", 3.0)
-    assert not first.table("rows").exists()
+    with pytest.raises(CorruptStoreError, match=r"rows\.parquet is missing"):
+        first.table("rows")
 
 
 @pytest.mark.parametrize("failing", range(5))
@@ -175,3 +177,15 @@ def test_stores_leave_models_alone(tmp_path: Path) -> None:
         pass
     assert sorted(os.listdir(store / "models" / "m")) == files
     assert json.loads((store / "models" / "m" / "00000001.json").read_text())["kind"] == "elite"
+
+
+@pytest.mark.parametrize("file", ["00000001.safetensors", "00000001.rows.parquet"])
+@pytest.mark.parametrize("damage", [lambda data: data[:0], lambda data: data[:-9], lambda data: data[:-1] + b"!"])
+def test_no_answer_comes_from_a_changed_file(tmp_path: Path, file: str, damage: Callable[[bytes], bytes]) -> None:
+    save(tmp_path / "m")
+    path = tmp_path / "m" / file
+    path.write_bytes(damage(path.read_bytes()))
+    found = saved_models.read(tmp_path / "m")
+    with pytest.raises(CorruptStoreError, match=f"{file} is changed: restore it from a"):
+        found.tensors() if "tensors" in file else found.table("rows")
+    assert not saved_models.is_there(tmp_path / "m", "1.0")

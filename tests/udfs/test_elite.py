@@ -431,6 +431,9 @@ LATER = [
         "elite((SELECT sample_id, a, recorded_at FROM windows))",
         r"recorded_at is a TIMESTAMP.*epoch\(recorded_at",
     ),
+    ("elite((SELECT sample_id, union_value(n := a) AS f FROM windows))", r"f is a UNION: .*union_extract\(f, 'member"),
+    ("elite((SELECT sample_id, [union_value(n := a)] AS f FROM windows))", "f is a UNION"),
+    ("elite((SELECT union_value(n := sample_id) AS sample_id, a FROM windows))", "sample_id is a UNION"),
     ("elite((SELECT sample_id, 'x' AS f FROM windows))", "f is a VARCHAR, and features must be numbers"),
     (
         "elite((SELECT sample_id, features[:1 + sample_id % 2] AS f FROM windows))",
@@ -487,6 +490,8 @@ def test_what_is_wrong_with_the_rows(db: Connection, call: str, message: str) ->
         ("anomaly_score('model', a, b)", r"features of these rows: 2; of those .* trained on: 6\. Give it"),
         ("anomaly_score('model', recorded_at)", "argument 2 is a TIMESTAMP, and features must be numbers"),
         ("anomaly_score('model', features, a)", "argument 2 is a list"),
+        ("anomaly_score('model', union_value(n := a))", "argument 2 is a .*union.*, and features must be numbers"),
+        ("anomaly_score('model', {'f': union_value(n := a)})", "f is a UNION"),
         ("anomaly_score('a b', features)", "'a b' can't be the name of a model"),
     ],
 )

@@ -111,9 +111,8 @@ class FactoredSteps:
     """
 
     def __init__(self, module: nn.Module, score: Score) -> None:
-        self._score: Callable[[Tensor], Tensor] = lambda rows: score(module, rows)
+        self._module, self._module_score = module, score
         self._parameters = trainable(module)
-        self._otherwise = lambda rows: UnfactoredSteps(module, score, how_along(module, score, rows))
 
     def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
         try:
@@ -126,6 +125,12 @@ class FactoredSteps:
             return products_from_factors(self._score, self._parameters, rows, direction)
         except NoFactorsError:
             return self._otherwise(rows).products(rows, direction)
+
+    def _otherwise(self, rows: Tensor) -> UnfactoredSteps:
+        return UnfactoredSteps(self._module, self._module_score, how_along(self._module, self._module_score, rows))
+
+    def _score(self, rows: Tensor) -> Tensor:
+        return self._module_score(self._module, rows)
 
     def _step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
         sizes = [len(batch), len(labels.rows)]
