@@ -141,9 +141,36 @@ def test_a_detector_of_ones_own():
     assert fitted.embedding(rows).shape == (40, 4)
     with pytest.raises(QueryError, match="brings a network of its own"):
         fit(rows, settings=Settings(detector="own", network="mlp"))
-    elite.register_detector("own", lambda shape: torch.nn.Linear(shape[0], 3), lambda module, rows: module(rows))
-    with pytest.raises(QueryError, match=r"must score rows .* shape \[2, 3\]"):
-        fit(rows, settings=Settings(detector="own"))
+
+
+def linear(shape):
+    return torch.nn.Linear(shape[0], 3)
+
+
+@pytest.mark.parametrize(
+    "build, score, message",
+    [
+        (linear, lambda module, rows: module(rows), r"must score rows .* shape \[2, 3\]"),
+        (linear, lambda module, rows: module(rows).sum(), r"must score rows .* shape \[\]"),
+        (linear, lambda module, rows: module(rows).sum(1).long(), "torch.int64"),
+        (linear, lambda module, rows: module(rows).sum(1).tolist(), "for 2 rows it returned list"),
+        (linear, lambda module, rows: module(rows).sum(1).detach(), "has nothing to learn"),
+        (lambda shape: torch.nn.Flatten(), lambda module, rows: module(rows).sum(1), "has nothing to learn"),
+        (lambda shape: torch.sum, lambda module, rows: rows.sum(1), "must be built as a torch.nn.Module, not as"),
+    ],
+)
+def test_detectors_that_can_t_be(build, score, message):
+    elite.register_detector("own", build, score)
+    with pytest.raises(QueryError, match=message):
+        fit(some_rows(40)[0], settings=Settings("own"))
+
+
+def test_a_detector_of_another_precision():
+    elite.register_detector(
+        "own", lambda shape: linear(shape).double(), lambda module, rows: module(rows.double()).square().sum(1)
+    )
+    fitted = fit(some_rows(40)[0], *some_rows(8), Settings("own", epochs=1))
+    assert fitted.meta_gradient.dtype == torch.float32
 
 
 def test_what_progress_raises_ends_the_training():

@@ -60,3 +60,8 @@ def test_of_many_rows_some_stand_for_all():
 def test_budgets_that_are_refused(budget):
     with pytest.raises(QueryError, match="budget must be a whole number"):
         candidates(torch.randn(3, 2), torch.zeros(3), budget=budget)
+
+
+def test_more_than_can_be_compared_is_refused():
+    with pytest.raises(QueryError, match=r"budget must be 3,000 at most"):
+        candidates(torch.zeros(3001, 1), torch.zeros(3001), budget=3001)

@@ -32,7 +32,7 @@ def candidates(
     labelled: Tensor | None = None,
     budget: int = 20,
 ) -> Tensor:
-    """Places int64 of ``budget`` training rows to label next, the first one first; all rows if there are fewer.
+    """Places int64 of ``budget`` training rows to label next, at most 3,000; all rows if there are fewer.
 
     Of the training rows: their ``embedding`` [n, d], ``anomaly_score`` [n], and ``pseudo_label`` bool [n] and
     ``meta_gradient`` [n] as ``Fitted`` has them, None without labels. ``labelled`` [m, d] is the embedding of the rows
@@ -41,7 +41,9 @@ def candidates(
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise QueryError(f"budget must be a whole number from 1 on, not {budget!r}")
     budget = min(budget, len(embedding))
-    pool = _pool(len(embedding), max(POOL, budget))
+    if budget > POOL:
+        raise QueryError(f"budget must be {POOL:,} at most, since so many rows are compared with each other")
+    pool = _pool(len(embedding))
     points = embedding[pool].to(torch.float64)
     apart = torch.cdist(points, points)
     if labelled is not None and len(labelled) > 0:
@@ -54,10 +56,10 @@ def candidates(
     return pool[_chosen(apart, nearest, doubt, anomalous, budget)]
 
 
-def _pool(rows: int, most: int) -> Tensor:
-    if rows <= most:
+def _pool(rows: int) -> Tensor:
+    if rows <= POOL:
         return torch.arange(rows)
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:most].sort().values
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:POOL].sort().values
 
 
 def _doubt(meta_gradient: Tensor | None, points: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaql.errors import QueryError
 
@@ -31,13 +31,25 @@ def require_labels(features: Tensor, labelled: Tensor, is_anomaly: Tensor | None
         )
 
 
-def require_scores(scores: Tensor, detector: str) -> None:
-    """QueryError unless a detector of one's own scores two rows by two numbers."""
+def require_scores(scores: object, detector: str) -> None:
+    """QueryError unless a detector of one's own scores two rows by two numbers that it can learn to change."""
+    must = f"detector '{detector}' must score rows [n, …] by finite numbers of shape [n]; for 2 rows it returned"
+    if not isinstance(scores, Tensor):
+        raise QueryError(f"{must} {type(scores).__name__}")
     if scores.shape != (2,) or not scores.is_floating_point() or not scores.isfinite().all():
+        raise QueryError(f"{must} {scores.dtype} of shape {list(scores.shape)}")
+    if not scores.requires_grad:
         raise QueryError(
-            f"detector '{detector}' must score rows [n, …] by finite numbers of shape [n]; for 2 rows it returned "
-            f"{scores.dtype} of shape {list(scores.shape)}"
+            f"detector '{detector}' has nothing to learn: its scores must depend on a parameter of its module with "
+            "requires_grad, without detach or no_grad"
         )
+
+
+def require_module(built: object, what: str) -> nn.Module:
+    """What a registered function has built; QueryError unless it is a module."""
+    if not isinstance(built, nn.Module):
+        raise QueryError(f"{what} must be built as a torch.nn.Module, not as {type(built).__name__}")
+    return built
 
 
 def _require_finite(values: Tensor, name: str) -> None:

@@ -110,7 +110,12 @@ def register_detector(
     """
     if name in OWN:
         raise QueryError(f"'{name}' is the name of a detector that is there already: choose another")
-    _DETECTORS[name] = Detector(lambda shape, _: build(shape), score)
+    _DETECTORS[name] = Detector(lambda shape, _: build(shape), lambda module, rows: _single(score(module, rows)))
+
+
+def _single(scores: Tensor) -> Tensor:
+    """Scores as float32, in which they are weighed; whatever is no scores is refused by who looks at it."""
+    return scores.float() if isinstance(scores, Tensor) and scores.is_floating_point() else scores
 
 
 def find_detector(settings: Settings) -> Detector:

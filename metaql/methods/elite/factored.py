@@ -138,7 +138,7 @@ def along(factors: Factors, direction: Mapping[str, Tensor], scores: Tensor) -> 
             moved = use.call.along(inputs, weight, bias).mul_(dy)
             product = moved.sum(1) if moved.ndim == 2 else moved.flatten(1).sum(1)
             total = product if total is None else total.add_(product)
-    return torch.zeros_like(scores) if total is None else total
+    return torch.zeros_like(scores) if total is None else total.to(scores.dtype)
 
 
 def gradient(factors: Factors, weights: Tensor | None = None) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaql.errors import QueryError
+from metaql.methods.elite.checks import require_module
 from metaql.methods.elite.detectors import SVDD, Autoencoder, Detector, find_detector, in_parts
 from metaql.methods.elite.networks import Shape
 from metaql.methods.elite.random_numbers import seeded
@@ -106,4 +107,4 @@ class Fitted:
 def fresh_module(detector: Detector, shape: Shape, settings: Settings) -> nn.Module:
     """The detector's module with its first weights, which the seed decides."""
     with seeded(settings.seed):
-        return detector.build(shape, settings.network)
+        return require_module(detector.build(shape, settings.network), f"detector '{settings.detector}'")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaql.errors import QueryError
+from metaql.methods.elite.checks import require_module
 
 Shape = tuple[int, ...]
 Build = Callable[[Shape], nn.Module]
@@ -156,7 +157,7 @@ def build_network(name: str, shape: Shape) -> nn.Module:
     network = find_network(name)
     if network.axes is not None and len(shape) not in network.axes:
         raise QueryError(f"network '{name}' takes {network.wanted}, and these rows have shape {list(shape)}")
-    return network.build(shape)
+    return require_module(network.build(shape), f"network '{name}'")
 
 
 def build_decoder(network: nn.Module, points: int, shape: Shape) -> nn.Module:

@@ -68,7 +68,7 @@ def _fit(
     scaling = scaling_of(features, channels=len(shape) != 2 or usual_network(shape) != "conv2d")
     rows = scaling(features)
     prepare(module, rows)
-    require_scores(scores_of(module, detector, rows[:2]), settings.detector)
+    require_scores(detector.score(module.eval(), rows[:2]), settings.detector)
     labels = None
     if labelled is not None:
         assert is_anomaly is not None
