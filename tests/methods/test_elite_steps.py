@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from metaql.methods.elite.detectors import in_parts
 from metaql.methods.elite.meta_gradients import trainable
 from metaql.methods.elite.objectives import DeepSAD, Elite, Supervised, Unsupervised, shuffled
 from metaql.methods.elite.steps import FactoredSteps, Labels, UnfactoredSteps, left_to_learn, steps_for
+from metaql.methods.rows import in_parts
 
 MARGIN = 1.5
 

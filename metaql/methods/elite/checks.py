@@ -5,14 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from metaql.errors import QueryError
-
-
-def require_rows(features: Tensor) -> None:
-    if features.ndim < 2 or features[:1].numel() == 0:
-        raise QueryError(f"features must be rows of at least one number each, not of shape {list(features.shape)}")
-    if len(features) < 2:
-        raise QueryError(f"training needs 2 rows or more, and there is {len(features)}")
-    _require_finite(features, "features")
+from metaql.methods.rows import require_finite
 
 
 def require_labels(features: Tensor, labelled: Tensor, is_anomaly: Tensor | None) -> None:
@@ -22,7 +15,7 @@ def require_labels(features: Tensor, labelled: Tensor, is_anomaly: Tensor | None
         )
     if is_anomaly is None or is_anomaly.shape != labelled.shape[:1]:
         raise QueryError("is_anomaly must have one value for each labelled row")
-    _require_finite(labelled, "labelled features")
+    require_finite(labelled, "labelled features")
     anomalies = int(is_anomaly.sum())
     if anomalies in (0, len(labelled)):
         raise QueryError(
@@ -50,12 +43,3 @@ def require_module(built: object, what: str) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise QueryError(f"{what} must be built as a torch.nn.Module, not as {type(built).__name__}")
     return built
-
-
-def _require_finite(values: Tensor, name: str) -> None:
-    bad = ~values.isfinite().flatten(1).all(1)
-    if bad.any():
-        raise QueryError(
-            f"{int(bad.sum())} of {len(values)} rows of {name} contain NaN or infinity, the first is row "
-            f"{int(bad.nonzero()[0])}: leave them out, or fill in what is missing"
-        )

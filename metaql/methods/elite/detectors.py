@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from metaql.errors import QueryError
-from metaql.methods.elite.networks import Shape, build_decoder, build_network, usual_network
+from metaql.methods.elite.networks import build_decoder, build_network
 from metaql.methods.elite.settings import WITHOUT_META_GRADIENTS, Settings
+from metaql.methods.rows import Shape, in_parts, usual_network
 
-# As many rows as a network sees at a time when nothing is learnt.
-ROWS = 1024
 # No coordinate of the centre is nearer to 0, where a network without biases could bring everything by zero weights.
 LEAST_COORDINATE = 0.1
 # Under the root of a distance, whose slope is infinite at 0.
@@ -129,9 +128,3 @@ def find_detector(settings: Settings) -> Detector:
     if name not in OWN and settings.network is not None:
         raise QueryError(f"detector '{name}' brings a network of its own: leave out network")
     return _DETECTORS[name]
-
-
-def in_parts(apply: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """What ``apply`` makes of rows [n, …], so many at a time, without gradients."""
-    with torch.no_grad():
-        return torch.cat([apply(part) for part in rows.split(ROWS)])

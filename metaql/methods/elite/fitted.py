@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from metaql.errors import QueryError
 from metaql.methods.elite.checks import require_module
-from metaql.methods.elite.detectors import SVDD, Autoencoder, Detector, find_detector, in_parts
-from metaql.methods.elite.networks import Shape
-from metaql.methods.elite.random_numbers import seeded
-from metaql.methods.elite.scaling import Scaling
+from metaql.methods.elite.detectors import SVDD, Autoencoder, Detector, find_detector
 from metaql.methods.elite.settings import Settings
+from metaql.methods.random_numbers import seeded
+from metaql.methods.rows import Shape, in_parts
+from metaql.methods.scaling import Scaling
 
 _RESULTS = ("anomaly_score", "pseudo_label", "meta_gradient", "weight")
 

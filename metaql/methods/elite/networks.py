@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from metaql.errors import QueryError
 from metaql.methods.elite.checks import require_module
+from metaql.methods.rows import Shape
 
-Shape = tuple[int, ...]
 Build = Callable[[Shape], nn.Module]
 
 DIMENSIONS = 32
@@ -130,16 +130,6 @@ def register_network(name: str, build: Build) -> None:
     if name in OWN:
         raise QueryError(f"'{name}' is the name of a network that is there already: choose another")
     _NETWORKS[name] = _Network(build, None, "")
-
-
-def usual_network(shape: Shape) -> str:
-    """The network that fits rows of this shape: [d], [channels, length], [h, w] or [channels, h, w].
-
-    Two axes are an image where both have 8 places or more and neither is over twice as long as the other.
-    """
-    if len(shape) == 2:
-        return "conv2d" if min(shape) >= 8 and max(shape) <= 2 * min(shape) else "conv1d"
-    return "conv2d" if len(shape) == 3 else "mlp"
 
 
 def find_network(name: str) -> _Network:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from metaql.errors import QueryError
-from metaql.methods.elite.checks import require_labels, require_rows, require_scores
-from metaql.methods.elite.detectors import ROWS, SVDD, Detector, find_detector, in_parts
+from metaql.methods.elite.checks import require_labels, require_scores
+from metaql.methods.elite.detectors import SVDD, Detector, find_detector
 from metaql.methods.elite.fitted import Epoch, Fitted, fresh_module
 from metaql.methods.elite.meta_gradients import trainable
-from metaql.methods.elite.networks import usual_network
 from metaql.methods.elite.objectives import EXAMINED, DeepSAD, Elite, Objective, Supervised, Unsupervised
-from metaql.methods.elite.random_numbers import seeded
-from metaql.methods.elite.scaling import scaling_of
 from metaql.methods.elite.settings import WITHOUT_META_GRADIENTS, Progress, Settings
 from metaql.methods.elite.steps import Labels, gradient_of, steps_for
+from metaql.methods.random_numbers import seeded
+from metaql.methods.rows import ROWS, in_parts, require_rows
+from metaql.methods.scaling import usual_scaling
 
 EPOCHS = 15
 # Small sets are gone through more often, until there were so many steps.
@@ -65,7 +65,7 @@ def _fit(
 ) -> Fitted:
     shape = tuple(features.shape[1:])
     module = fresh_module(detector, shape, settings).to(features.device)
-    scaling = scaling_of(features, channels=len(shape) != 2 or usual_network(shape) != "conv2d")
+    scaling = usual_scaling(features)
     rows = scaling(features)
     prepare(module, rows)
     require_scores(detector.score(module.eval(), rows[:2]), settings.detector)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaql.methods.elite.detectors import in_parts
+from metaql.methods.rows import in_parts, usual_network
 
 # The distance between a normal distribution's quartiles, in standard deviations.
 QUARTILES = 1.349
@@ -43,6 +43,12 @@ def scaling_of(features: Tensor, channels: bool) -> Scaling:
     centre, deviation = torch.tensor(found, dtype=torch.float64, device=features.device).T
     shape = [groups, *[1] * (features.ndim - 2)]
     return Scaling(centre.reshape(shape), deviation.reshape(shape))
+
+
+def usual_scaling(features: Tensor) -> Scaling:
+    """What scales rows [n, *shape] by what they are: an image of one colour as a whole, all else by its first axis."""
+    shape = tuple(features.shape[1:])
+    return scaling_of(features, channels=len(shape) != 2 or usual_network(shape) != "conv2d")
 
 
 def _some(values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from metaql.methods.elite.scaling import STRAIGHT, scaling_of
+from metaql.methods.scaling import STRAIGHT, scaling_of
 
 
 def test_median_and_quartiles_of_each_feature():
