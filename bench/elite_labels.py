@@ -80,7 +80,7 @@ def of_kinds(report: Report, sizes: Sizes) -> None:
 def of_candidates(report: Report, sizes: Sizes) -> None:
     """For each way to choose: the AUC of ELITE, trained again with the labels that the chosen rows have in truth."""
     for name in ("Fashion-MNIST", SPAM):
-        for run in range(sizes.runs):
+        for run in range(2 * sizes.runs):
             kinds = None if name == SPAM else 1
             case = drawn(source(name, sizes, run), POLLUTION, run, sizes.samples, FIRST, kinds)
             first = trained(ELITE, case)
@@ -215,6 +215,7 @@ def plot(report: Report) -> Any:
         axes[1].plot(KINDS, [kinds[method, each][0] for each in KINDS], marker="o", label=method)
     axes[0].set_xlabel("labelled rows")
     axes[1].set_xlabel("kinds of anomalies that labels show")
+    axes[1].set_xticks(KINDS)
     for axis in axes[:2]:
         axis.set_ylabel("test ROC-AUC, mean of the data sets")
         axis.legend()
@@ -230,7 +231,7 @@ def plot(report: Report) -> Any:
         )
         axes[2].set_xticks(range(len(names)), names)
     axes[2].set_ylabel("test ROC-AUC")
-    axes[2].legend()
+    axes[2].legend(loc="lower center")
     figure.tight_layout()
     return figure
 
@@ -252,8 +253,8 @@ def main() -> int:
         f"{sizes.side}; mean and standard deviation over the runs of the test ROC-AUC"
     )
     report.remark(
-        "Candidates: the first labels of Fashion-MNIST show one kind of anomalies. Rows that were labelled stay among "
-        "the training rows"
+        f"Candidates: {2 * sizes.runs} runs; the first labels of Fashion-MNIST show one kind of anomalies. Rows that "
+        "were labelled stay among the training rows"
     )
     return report.write(tables(report), plot(report))
 
