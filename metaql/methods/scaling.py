@@ -15,6 +15,8 @@ QUARTILES = 1.349
 STRAIGHT = 5.0
 # As many values as are looked at of each feature, channel or image, which bounds time and memory.
 SAMPLED = 100_000
+# As many values of a row as are read at a time: one after the other, each would fetch every row's memory again.
+TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def scaling_of(features: Tensor, channels: bool) -> Scaling:
     """What scales rows [n, d, …] of finite numbers: each of d alone, or with ``channels`` False all values alike."""
     groups = features.shape[1] if channels else 1
     columns = features.reshape(len(features), groups, -1)
-    found = [_of_values(_some(columns[:, place].flatten())) for place in range(groups)]
+    blocks = columns.split(max(1, TOGETHER // columns.shape[2]), 1)
+    found = [_of_values(_some(values)) for block in blocks for values in block.transpose(0, 1).flatten(1)]
     centre, deviation = torch.tensor(found, dtype=torch.float64, device=features.device).T
     shape = [groups, *[1] * (features.ndim - 2)]
     return Scaling(centre.reshape(shape), deviation.reshape(shape))

@@ -92,14 +92,10 @@ def _is_exact(module: nn.Module, score: Score, inputs: Tensor) -> bool:
     scores, products = along_forward(module, score, inputs, direction)
     mixture = torch.rand(len(inputs), generator=generator).add(0.5).to(scores)
     truth = torch.autograd.grad(scores, list(parameters.values()), mixture, allow_unused=True)
-    pairs = zip(truth, direction.values(), strict=True)
-    expected = sum(float((own * other).sum()) for own, other in pairs if own is not None)
+    terms = [own * other for own, other in zip(truth, direction.values(), strict=True) if own is not None]
+    expected = sum(float(each.sum()) for each in terms)
     # Sums whose terms cancel are as inexact as their terms.
-    size = sum(
-        float((own * other).abs().sum())
-        for own, other in zip(truth, direction.values(), strict=True)
-        if own is not None
-    )
+    size = sum(float(each.abs().sum()) for each in terms)
     return abs(float(mixture @ products) - expected) <= TOLERANCE.get(scores.dtype, USUAL_TOLERANCE) * size
 
 
