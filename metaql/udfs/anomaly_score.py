@@ -30,6 +30,9 @@ def anomaly_score(session: Session) -> Function:
         if len(columns) < 2:
             raise QueryError("anomaly_score(model, features): give a model's name, and a list or columns of features")
         names, *features = (references.array(each) for each in columns)
+        if pa.types.is_dictionary(names.type):
+            # An ENUM.
+            names = names.cast(names.type.value_type)
         if not (pa.types.is_string(names.type) or pa.types.is_null(names.type)):
             raise QueryError("anomaly_score(model, features): the model's name comes first, in quotes")
         scores, there = np.zeros(len(names), np.float32), np.zeros(len(names), np.bool_)

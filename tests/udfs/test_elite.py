@@ -294,6 +294,8 @@ def test_one_of_several_models_for_each_row(db: Connection) -> None:
         for one in ("one", "two")
     ]
     assert by_row[2][1] is None
+    as_enum = text.replace(" END, ", " END::ENUM('one', 'two'), ")
+    assert db.sql(f"{as_enum} FROM windows ORDER BY sample_id").fetchall() == by_row
     assert [by_row[0][1], by_row[1][1]] == pytest.approx([alone[0][0][0], alone[1][1][0]])
 
 
