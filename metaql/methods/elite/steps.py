@@ -46,8 +46,8 @@ class Labels:
         cap, offset = (torch.where(is_anomaly, margin, other).to(rows) for other in (math.inf, 0.0))
         return cls(rows, is_anomaly, margin, shares.to(rows), cap, offset)
 
-    def loss(self, scores: Tensor) -> Tensor:
-        return self.slopes(scores.detach()) @ (scores - self.offset)
+    def loss(self, scores: Tensor, slopes: Tensor | None = None) -> Tensor:
+        return (self.slopes(scores.detach()) if slopes is None else slopes) @ (scores - self.offset)
 
     def slopes(self, scores: Tensor) -> Tensor:
         """∂L_v/∂Ω of each row."""
@@ -91,7 +91,7 @@ def left_to_learn(loss: float, *scores: Tensor) -> float:
 
 def pushing_weights(weights: Tensor, scores: Tensor, margin: float) -> Tensor:
     """The weights, with 0 for pseudo anomalies beyond the margin: nothing pushes them further, as in Eq. 4."""
-    return weights.masked_fill((weights < 0) & (scores >= margin), 0)
+    return torch.where(scores < margin, weights, weights.clamp(min=0))
 
 
 def mixed(weighted: dict[str, Tensor], direction: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -136,11 +136,10 @@ class FactoredSteps:
         sizes = [len(batch), len(labels.rows)]
         taken = FactoredPass(self._score, self._parameters, torch.cat([batch, labels.rows]))
         scores, known = torch.split_with_sizes(taken.scores, sizes)
-        own, labelled = taken.backward(
-            torch.cat([torch.full_like(scores, 1 / len(batch)), labels.slopes(known)]), sizes
-        )
+        slopes = labels.slopes(known)
+        own, labelled = taken.backward(torch.cat([torch.full_like(scores, 1 / len(batch)), slopes]), sizes)
         direction = gradient(labelled)
-        loss = float(labels.loss(known))
+        loss = float(labels.loss(known, slopes))
         left = left_to_learn(loss, taken.scores)
         pushing = pushing_weights(weigh(along(own, direction, scores), left), scores, labels.margin)
         total = mixed(gradient(own, pushing), direction)
