@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from metaql.methods.elite.detectors import SVDD, Autoencoder
 from metaql.methods.elite.factored import FactoredPass, NoFactorsError, along, gradient
 from metaql.methods.elite.forward_mode import Score, along_forward
 from metaql.methods.elite.meta_gradients import (
@@ -112,6 +113,8 @@ class FactoredSteps:
 
     def __init__(self, module: nn.Module, score: Score) -> None:
         self._module, self._module_score = module, score
+        # Looking for negative scores costs two in a hundred of a small network's time.
+        self._may_be_negative = not isinstance(module, (SVDD, Autoencoder))
         self._parameters = trainable(module)
 
     def step(self, batch: Tensor, labels: Labels, weigh: Weigh) -> Step:
@@ -140,7 +143,7 @@ class FactoredSteps:
         own, labelled = taken.backward(torch.cat([torch.full_like(scores, 1 / len(batch)), slopes]), sizes)
         direction = gradient(labelled)
         loss = float(labels.loss(known, slopes))
-        left = left_to_learn(loss, taken.scores)
+        left = left_to_learn(loss, taken.scores) if self._may_be_negative else loss
         pushing = pushing_weights(weigh(along(own, direction, scores), left), scores, labels.margin)
         total = mixed(gradient(own, pushing), direction)
         return Step(loss, direction, total)
