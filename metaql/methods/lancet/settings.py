@@ -1,0 +1,58 @@
+"""What a round is told, and what it tells while it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from metaql.errors import QueryError
+
+EMBEDDINGS = ("semigan", "supervised", "ready")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to embed and how much to ask; QueryError for what makes no sense.
+
+    ``budget`` is how many rows a person is asked for. ``embedding`` is 'semigan', 'supervised' (the same without a
+    generator), or 'ready' where the rows are embeddings already, which are only brought to a common scale. ``network``
+    is 'mlp', 'conv1d', 'conv2d' or a registered one; None takes what fits the rows' shape. ``epochs`` None goes
+    through the rows as often as it takes for enough steps.
+    """
+
+    budget: int = 50
+    embedding: str = "semigan"
+    network: str | None = None
+    epochs: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not _is_integer(self.budget) or self.budget < 1:
+            raise QueryError(f"budget must be a whole number from 1 on, not {self.budget!r}")
+        if self.epochs is not None and not (_is_integer(self.epochs) and self.epochs >= 1):
+            raise QueryError(f"epochs must be a whole number from 1 on, not {self.epochs!r}")
+        if not _is_integer(self.seed) or not 0 <= self.seed < 2**63:
+            raise QueryError(f"seed must be a whole number from 0 on, not {self.seed!r}")
+        if self.embedding not in EMBEDDINGS:
+            raise QueryError(f"there is no embedding {self.embedding!r}, only {', '.join(EMBEDDINGS)}")
+        if self.embedding == "ready" and self.network is not None:
+            raise QueryError("rows that are embeddings already go through no network: leave out network")
+
+    def described(self) -> dict[str, Any]:
+        """The settings by name, as JSON has them."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands after a batch; epochs and batches count from 1."""
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    loss: float
