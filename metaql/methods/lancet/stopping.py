@@ -10,8 +10,9 @@ ALIKE = 2 * math.log(2)
 # The loss counts as near that from so much less on.
 NEAR = 0.03
 LEAST_WEIGHT = 0.05
-# Fewer labels than this for each direction that the points spread in look like any distribution.
-LABELS_PER_DIRECTION = 10
+# Fewer labels than this for each direction that the points spread in look like any distribution. On HAR, in four
+# or five directions, 150 random labels still gained 2 points over 75.
+LABELS_PER_DIRECTION = 25
 
 
 @dataclass(frozen=True)

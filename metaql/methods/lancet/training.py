@@ -16,7 +16,7 @@ from metaql.methods.lancet.objectives import Embedded, feature_matching, labelle
 from metaql.methods.lancet.settings import Progress, Settings
 
 BATCH, LABELLED_BATCH = 100, 64
-STEPS = 1500
+STEPS = 700
 LEARNING_RATE, MOMENTA = 1e-3, (0.5, 0.999)
 # For rows that are embeddings already only a linear model is learnt.
 LINEAR_RATE, DECAY = 1e-2, 1e-2
