@@ -40,6 +40,15 @@ def require_rows(features: Tensor) -> None:
     require_finite(features, "features")
 
 
+def checked(features: Tensor, shape: Shape) -> Tensor:
+    """The rows as they are; QueryError if they have another shape than those that a model was trained on."""
+    if tuple(features.shape[1:]) != shape:
+        raise QueryError(
+            f"the model was trained on rows of shape {list(shape)}, and these have {list(features.shape[1:])}"
+        )
+    return features
+
+
 def require_finite(values: Tensor, name: str) -> None:
     """QueryError that counts the rows with NaN or infinity, and names the first."""
     bad = ~values.isfinite().flatten(1).all(1)

@@ -6,7 +6,7 @@ DuckDB has no table functions in Python: rows come as a list of structs, and go 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from metaql.errors import QueryError
 from metaql.methods.elite import Fitted, Progress, Settings, fit
 from metaql.methods.elite.detectors import find_detector
-from metaql.methods.elite.networks import find_network
+from metaql.methods.elite.networks import NETWORKS
 from metaql.storage import saved_models
 from metaql.storage.arrow_arrays import primitive, truths
 from metaql.udfs import references
@@ -71,7 +71,7 @@ def settings_of(given: dict[str, Any]) -> Settings:
         settings = Settings(**values)
         find_detector(settings)
         if settings.network is not None:
-            find_network(settings.network)
+            NETWORKS.find(settings.network)
     except QueryError as error:
         raise QueryError(f"elite(…): {error}") from None
     return settings
@@ -149,7 +149,7 @@ class Training:
     def key(self) -> tuple[object, ...]:
         """The same for what would train the same model; others may have been registered under the same names."""
         network = self.settings.network
-        return self._digest(), find_detector(self.settings), None if network is None else find_network(network)
+        return self._digest(), find_detector(self.settings), None if network is None else NETWORKS.find(network)
 
     def save(self, folder: Path, fitted: Fitted, id_type: str) -> None:
         """Keeps the model, with the rows it was trained on, unless it is there already."""
@@ -184,7 +184,7 @@ class Training:
         return pa.table({"is_anomaly": truths(self.is_anomaly.numpy()), "embedding": embedding})
 
     def _digest(self, *ids: Any) -> str:
-        found = blake2b(json.dumps(self.settings.described()).encode(), digest_size=16)
+        found = blake2b(json.dumps(asdict(self.settings)).encode(), digest_size=16)
         for tensor in (self.data.values, self.labelled, self.is_anomaly):
             if tensor is not None:
                 found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())

@@ -186,7 +186,7 @@ def test_time_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(elite_time, name, lambda *_, toy=toy: toy)
     for name, value in {"BATCHES": (20,), "ROUNDS": 1, "STEPS": 3, "EPOCHS": (1, 2), "SETTLED": (1,)}.items():
         monkeypatch.setattr(elite_time, name, value)
-    monkeypatch.setattr(networks, "_NETWORKS", dict(networks._NETWORKS))
+    monkeypatch.setattr(networks.NETWORKS, "_registered", {})
     elite_time.register_network(elite_time.BATCH_NORM, elite_time.batch_norm)
     report = Report("toy", "Does it run?")
     elite_time.of_steps(report)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from metaql.errors import QueryError
+from metaql.methods.facilities import POOL, facilities, pool_of
+from metaql.methods.numbers import require_whole
 
-# As many rows as are compared with each other; of more, so many drawn at random stand for all.
-POOL = 3000
 # Without labels, rows from here on count as likely anomalies.
 UPPER_SCORES = 0.75
 
@@ -38,12 +38,11 @@ def candidates(
     ``meta_gradient`` [n] as ``Fitted`` has them, None without labels. ``labelled`` [m, d] is the embedding of the rows
     that have labels. The same arguments give the same places.
     """
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise QueryError(f"budget must be a whole number from 1 on, not {budget!r}")
+    require_whole("budget", budget)
     budget = min(budget, len(embedding))
     if budget > POOL:
         raise QueryError(f"budget must be {POOL:,} at most, since so many rows are compared with each other")
-    pool = _pool(len(embedding))
+    pool = pool_of(len(embedding))
     points = embedding[pool].to(torch.float64)
     apart = torch.cdist(points, points)
     if labelled is not None and len(labelled) > 0:
@@ -53,13 +52,7 @@ def candidates(
     doubt = _doubt(None if meta_gradient is None else meta_gradient[pool].to(points), points)
     scores = anomaly_score[pool].to(points)
     anomalous = scores > scores.quantile(UPPER_SCORES) if pseudo_label is None else pseudo_label[pool]
-    return pool[_chosen(apart, nearest, doubt, anomalous, budget)]
-
-
-def _pool(rows: int) -> Tensor:
-    if rows <= POOL:
-        return torch.arange(rows)
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:POOL].sort().values
+    return pool[facilities(apart, nearest, doubt, budget, groups=anomalous)]
 
 
 def _doubt(meta_gradient: Tensor | None, points: Tensor) -> Tensor:
@@ -68,17 +61,3 @@ def _doubt(meta_gradient: Tensor | None, points: Tensor) -> Tensor:
         return torch.ones(len(points)).to(points)
     size = meta_gradient.abs()
     return 1 / (1 + size / size.mean().clamp(min=torch.finfo(size.dtype).tiny))
-
-
-def _chosen(apart: Tensor, nearest: Tensor, doubt: Tensor, anomalous: Tensor, budget: int) -> Tensor:
-    chosen: list[int] = []
-    free = torch.ones(len(apart), dtype=torch.bool)
-    while len(chosen) < budget:
-        wanted = free & (anomalous if len(chosen) % 2 == 0 else ~anomalous)
-        gains = doubt @ (nearest[:, None] - apart).clamp(min=0)
-        gains[~(wanted if wanted.any() else free)] = -1
-        place = int(gains.argmax())
-        chosen.append(place)
-        free[place] = False
-        nearest = torch.minimum(nearest, apart[:, place])
-    return torch.tensor(chosen)

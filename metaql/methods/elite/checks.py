@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaql.errors import QueryError
 from metaql.methods.rows import require_finite
@@ -36,10 +36,3 @@ def require_scores(scores: object, detector: str) -> None:
             f"detector '{detector}' has nothing to learn: its scores must depend on a parameter of its module with "
             "requires_grad, without detach or no_grad"
         )
-
-
-def require_module(built: object, what: str) -> nn.Module:
-    """What a registered function has built; QueryError unless it is a module."""
-    if not isinstance(built, nn.Module):
-        raise QueryError(f"{what} must be built as a torch.nn.Module, not as {type(built).__name__}")
-    return built

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaql.errors import QueryError
-from metaql.methods.elite.networks import build_decoder, build_network
+from metaql.methods.elite.networks import NETWORKS, build_decoder
 from metaql.methods.elite.settings import WITHOUT_META_GRADIENTS, Settings
 from metaql.methods.rows import Shape, in_parts, usual_network
 
@@ -76,7 +76,7 @@ class Detector:
 def _with_network(kind: Callable[[nn.Module, int, Shape], nn.Module]) -> Callable[[Shape, str | None], nn.Module]:
     def build(shape: Shape, network: str | None) -> nn.Module:
         name = network or usual_network(shape)
-        encoder = build_network(name, shape)
+        encoder = NETWORKS.build(name, shape)
         points = in_parts(encoder, torch.zeros(2, *shape))
         if points.ndim != 2 or len(points) != 2:
             raise QueryError(f"network '{name}' must map rows [n, …] to points [n, d], not to {list(points.shape)}")

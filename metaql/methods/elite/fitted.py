@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metaql.errors import QueryError
-from metaql.methods.elite.checks import require_module
 from metaql.methods.elite.detectors import SVDD, Autoencoder, Detector, find_detector
 from metaql.methods.elite.settings import Settings
+from metaql.methods.networks import require_module
 from metaql.methods.random_numbers import seeded
-from metaql.methods.rows import Shape, in_parts
+from metaql.methods.rows import Shape, checked, in_parts
 from metaql.methods.scaling import Scaling
+from metaql.methods.taken_apart import load, scaling_from, taken_apart
 
 _RESULTS = ("anomaly_score", "pseudo_label", "meta_gradient", "weight")
 
@@ -57,32 +57,24 @@ class Fitted:
     def score(self, features: Tensor) -> Tensor:
         """float32 [n] for rows [n, *shape], which are scaled as the training rows were."""
         detector = find_detector(self.settings)
-        return in_parts(lambda rows: detector.score(self.module, self.scaling(rows)), self._checked(features)).float()
+        return in_parts(
+            lambda rows: detector.score(self.module, self.scaling(rows)), checked(features, self.shape)
+        ).float()
 
     def embedding(self, features: Tensor) -> Tensor:
         """float32 [n, d]: the network's points, or for a registered detector the scaled rows, flattened."""
         own = isinstance(self.module, (SVDD, Autoencoder))
         apply = self.module if own else torch.nn.Identity()
-        return in_parts(lambda rows: apply(self.scaling(rows)).flatten(1), self._checked(features)).float()
-
-    def _checked(self, features: Tensor) -> Tensor:
-        if tuple(features.shape[1:]) != self.shape:
-            raise QueryError(
-                f"the model was trained on rows of shape {list(self.shape)}, and these have {list(features.shape[1:])}"
-            )
-        return features
+        return in_parts(lambda rows: apply(self.scaling(rows)).flatten(1), checked(features, self.shape)).float()
 
     def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it as tensors by name, and as values that JSON has."""
-        tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
-        tensors |= {"scaling.centre": self.scaling.centre, "scaling.deviation": self.scaling.deviation}
-        tensors |= {name: getattr(self, name) for name in _RESULTS if getattr(self, name) is not None}
         description = {
-            "settings": self.settings.described(),
+            "settings": asdict(self.settings),
             "shape": list(self.shape),
             "history": [vars(each) for each in self.history],
         }
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, description
+        return taken_apart(self.module, self.scaling, {name: getattr(self, name) for name in _RESULTS}), description
 
     @staticmethod
     def restored(tensors: dict[str, Tensor], description: dict[str, Any]) -> Fitted:
@@ -90,16 +82,9 @@ class Fitted:
         settings = Settings(**description["settings"])
         shape = tuple(description["shape"])
         module = fresh_module(find_detector(settings), shape, settings)
-        state = {name.removeprefix("module."): each for name, each in tensors.items() if name.startswith("module.")}
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            raise QueryError(
-                f"the saved model does not fit the {settings.network or settings.detector} that is registered now: "
-                f"register the one it was trained with ({str(error).splitlines()[-1].strip()})"
-            ) from error
+        load(module, tensors, settings.network or settings.detector)
         results = {name: tensors.get(name) for name in _RESULTS}
-        scaling = Scaling(tensors["scaling.centre"], tensors["scaling.deviation"])
+        scaling = scaling_from(tensors)
         history = [Epoch(**each) for each in description["history"]]
         return Fitted(settings, shape, **results, history=history, module=module.eval(), scaling=scaling)  # type: ignore[arg-type]
 

@@ -5,19 +5,14 @@ A bias could bring every row to one point, and batch norm would let the few labe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaql.errors import QueryError
-from metaql.methods.elite.checks import require_module
+from metaql.methods.networks import Build, Networks, OneChannel
 from metaql.methods.rows import Shape
-
-Build = Callable[[Shape], nn.Module]
 
 DIMENSIONS = 32
 # Pooling goes on until no side is longer.
@@ -87,39 +82,11 @@ class Deconvolutions(nn.Module):
         return rows
 
 
-class OneChannel(nn.Module):
-    """A network for rows [n, h, w] out of one for [n, 1, h, w]."""
-
-    def __init__(self, network: Convolutions) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, rows: Tensor) -> Tensor:
-        points: Tensor = self.network(rows.unsqueeze(1))
-        return points
-
-
-@dataclass(frozen=True)
-class _Network:
-    build: Build
-    axes: tuple[int, ...] | None
-    wanted: str
-
-
 def _mlp(shape: Shape) -> nn.Module:
     return MLP(torch.Size(shape).numel(), DIMENSIONS)
 
 
-def _conv2d(shape: Shape) -> nn.Module:
-    return Convolutions(shape) if len(shape) == 3 else OneChannel(Convolutions((1, *shape)))
-
-
-_NETWORKS = {
-    "mlp": _Network(_mlp, None, ""),
-    "conv1d": _Network(Convolutions, (2,), "series [channels, length]"),
-    "conv2d": _Network(_conv2d, (2, 3), "images [h, w] or [channels, h, w]"),
-}
-OWN = tuple(_NETWORKS)
+NETWORKS = Networks("elite", _mlp, Convolutions)
 
 
 def register_network(name: str, build: Build) -> None:
@@ -127,27 +94,7 @@ def register_network(name: str, build: Build) -> None:
 
     Batch norm and biases are allowed, though a bias in the last layers invites collapse.
     """
-    if name in OWN:
-        raise QueryError(f"'{name}' is the name of a network that is there already: choose another")
-    _NETWORKS[name] = _Network(build, None, "")
-
-
-def find_network(name: str) -> _Network:
-    """How a network of this name is built; QueryError if nobody has registered it."""
-    if name not in _NETWORKS:
-        raise QueryError(
-            f"there is no network '{name}', only {', '.join(_NETWORKS)}. Networks of your own are made known by "
-            f"metaql.methods.elite.register_network('{name}', build)"
-        )
-    return _NETWORKS[name]
-
-
-def build_network(name: str, shape: Shape) -> nn.Module:
-    """A network of this name for rows of this shape, with fresh weights."""
-    network = find_network(name)
-    if network.axes is not None and len(shape) not in network.axes:
-        raise QueryError(f"network '{name}' takes {network.wanted}, and these rows have shape {list(shape)}")
-    return require_module(network.build(shape), f"network '{name}'")
+    NETWORKS.register(name, build)
 
 
 def build_decoder(network: nn.Module, points: int, shape: Shape) -> nn.Module:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from metaql.errors import QueryError
+from metaql.methods.numbers import require_seed, require_whole
 
 WITHOUT_META_GRADIENTS = ("deepsad", "supervised")
 
@@ -30,24 +30,14 @@ class Settings:
     settled: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "settled"):
-            value = getattr(self, name)
-            optional = name != "batch_size"
-            if not (optional and value is None) and not (_is_integer(value) and value >= 1):
-                raise QueryError(f"{name} must be a whole number from 1 on, not {value!r}")
-        if not _is_integer(self.seed) or not 0 <= self.seed < 2**63:
-            raise QueryError(f"seed must be a whole number from 0 on, not {self.seed!r}")
+        require_whole("batch_size", self.batch_size)
+        for name in ("epochs", "settled"):
+            if getattr(self, name) is not None:
+                require_whole(name, getattr(self, name))
+        require_seed(self.seed)
         rate = self.learning_rate
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
             raise QueryError(f"learning_rate must be a number greater than 0, such as 3e-4, not {rate!r}")
-
-    def described(self) -> dict[str, Any]:
-        """The settings by name, as JSON has them."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from metaql.methods.lancet.objectives import Embedded
 from metaql.methods.lancet.settings import Settings
 from metaql.methods.lancet.stopping import Stop
 from metaql.methods.random_numbers import seeded
-from metaql.methods.rows import Shape, in_parts
+from metaql.methods.rows import Shape, checked, in_parts
 from metaql.methods.scaling import Scaling
+from metaql.methods.taken_apart import load, scaling_from, taken_apart
 
 _RESULTS = ("label", "probability", "weight", "ask", "classes")
 
@@ -53,35 +54,25 @@ class Fitted:
 
     def embedding(self, features: Tensor) -> Tensor:
         """float32 [n, d] for rows [n, *shape], which are scaled as the round's rows were."""
-        return in_parts(lambda rows: self.module.network(self.scaling(rows)), self._checked(features))
+        return in_parts(lambda rows: self.module.network(self.scaling(rows)), checked(features, self.shape))
 
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """label int64 [n] and its probability float32 [n]; QueryError if the round had no labels."""
         if len(self.classes) == 0:
             raise QueryError("the model was made without labels and can't give any: label the rows it asks for first")
-        chances = chances_of(self.module, self.scaling(self._checked(features)))
+        chances = chances_of(self.module, self.scaling(checked(features, self.shape)))
         probability, place = chances.max(1)
         return self.classes[place], probability
 
-    def _checked(self, features: Tensor) -> Tensor:
-        if tuple(features.shape[1:]) != self.shape:
-            raise QueryError(
-                f"the model was trained on rows of shape {list(self.shape)}, and these have {list(features.shape[1:])}"
-            )
-        return features
-
     def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it as tensors by name, and as values that JSON has."""
-        tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
-        tensors |= {"scaling.centre": self.scaling.centre, "scaling.deviation": self.scaling.deviation}
-        tensors |= {name: getattr(self, name) for name in _RESULTS}
         description = {
-            "settings": self.settings.described(),
+            "settings": asdict(self.settings),
             "shape": list(self.shape),
             "stop": vars(self.stop),
             "history": [vars(each) for each in self.history],
         }
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, description
+        return taken_apart(self.module, self.scaling, {name: getattr(self, name) for name in _RESULTS}), description
 
     @staticmethod
     def restored(tensors: dict[str, Tensor], description: dict[str, Any]) -> Fitted:
@@ -89,14 +80,7 @@ class Fitted:
         settings = Settings(**description["settings"])
         shape = tuple(description["shape"])
         module = fresh_module(settings, shape, len(tensors["classes"]))
-        state = {name.removeprefix("module."): each for name, each in tensors.items() if name.startswith("module.")}
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            raise QueryError(
-                f"the saved model does not fit the network {settings.network} that is registered now: "
-                f"register the one it was trained with ({str(error).splitlines()[-1].strip()})"
-            ) from error
+        load(module, tensors, f"network {settings.network}")
         return Fitted(
             settings,
             shape,
@@ -104,7 +88,7 @@ class Fitted:
             stop=Stop(**description["stop"]),
             history=[Epoch(**each) for each in description["history"]],
             module=module.eval(),
-            scaling=Scaling(tensors["scaling.centre"], tensors["scaling.deviation"]),
+            scaling=scaling_from(tensors),
         )
 
 

@@ -6,8 +6,6 @@ convolutions, leaves too much of a series or an image untouched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaql.errors import QueryError
+from metaql.methods.networks import Build, Networks
 from metaql.methods.rows import Shape, in_parts, usual_network
-
-Build = Callable[[Shape], nn.Module]
 
 DIMENSIONS = 64
 INPUT_DROPOUT, DROPOUT = 0.2, 0.5
@@ -77,18 +74,6 @@ class Convolutions(nn.Module):
         return F.leaky_relu(self.linear(flat), 0.2)
 
 
-class OneChannel(nn.Module):
-    """A network for rows [n, h, w] out of one for [n, 1, h, w]."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, rows: Tensor) -> Tensor:
-        points: Tensor = self.network(rows.unsqueeze(1))
-        return points
-
-
 class Generator(nn.Module):
     """Rows [n, *shape] made up from noise: whatever their shape, two hidden layers with batch norm."""
 
@@ -108,44 +93,18 @@ class Generator(nn.Module):
         return made
 
 
-@dataclass(frozen=True)
-class _Network:
-    build: Build
-    axes: tuple[int, ...] | None
-    wanted: str
-
-
-def _conv2d(shape: Shape) -> nn.Module:
-    return Convolutions(shape) if len(shape) == 3 else OneChannel(Convolutions((1, *shape)))
-
-
-_NETWORKS = {
-    "mlp": _Network(lambda shape: MLP(torch.Size(shape).numel()), None, ""),
-    "conv1d": _Network(Convolutions, (2,), "series [channels, length]"),
-    "conv2d": _Network(_conv2d, (2, 3), "images [h, w] or [channels, h, w]"),
-}
-OWN = tuple(_NETWORKS)
+NETWORKS = Networks("lancet", lambda shape: MLP(torch.Size(shape).numel()), Convolutions)
 
 
 def register_network(name: str, build: Build) -> None:
     """Makes ``network='name'`` known; ``build(shape)`` returns a module that maps scaled rows [n, *shape] to [n, d]."""
-    if name in OWN:
-        raise QueryError(f"'{name}' is the name of a network that is there already: choose another")
-    _NETWORKS[name] = _Network(build, None, "")
+    NETWORKS.register(name, build)
 
 
 def build_network(name: str | None, shape: Shape) -> tuple[nn.Module, int]:
     """A network for rows of this shape with fresh weights, and how many dimensions its points have."""
     name = name or usual_network(shape)
-    if name not in _NETWORKS:
-        raise QueryError(
-            f"there is no network '{name}', only {', '.join(_NETWORKS)}. Networks of your own are made known by "
-            f"metaql.methods.lancet.register_network('{name}', build)"
-        )
-    network = _NETWORKS[name]
-    if network.axes is not None and len(shape) not in network.axes:
-        raise QueryError(f"network '{name}' takes {network.wanted}, and these rows have shape {list(shape)}")
-    module = network.build(shape)
+    module = NETWORKS.build(name, shape)
     points = in_parts(module, torch.zeros(2, *shape))
     if points.ndim != 2 or len(points) != 2:
         raise QueryError(f"network '{name}' must map rows [n, …] to points [n, d], not to {list(points.shape)}")

@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaql.errors import QueryError
+from metaql.methods.facilities import POOL, facilities, pool_of
+from metaql.methods.numbers import require_whole
 from metaql.methods.rows import require_finite
 
-# As many rows as are compared with each other; of more, so many drawn at random stand for all.
-POOL = 3000
 # The weight at which a row's need has fallen to half.
 HALF = 0.5
 
@@ -27,13 +26,12 @@ def select(
     ``embedding`` [n, d] of unlabelled rows with their ``weight`` [n], None without labels; ``labelled`` [m, d] is the
     embedding of the rows that have labels. The same arguments give the same places.
     """
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise QueryError(f"budget must be a whole number from 1 on, not {budget!r}")
+    require_whole("budget", budget)
     require_finite(embedding, "embedding")
     budget = min(budget, len(embedding))
     if budget == 0:
         return torch.empty(0, dtype=torch.int64)
-    pool = _pool(len(embedding), max(POOL, budget), seed).to(embedding.device)
+    pool = pool_of(len(embedding), max(POOL, budget), seed).to(embedding.device)
     points = embedding[pool].to(torch.float64)
     apart = torch.cdist(points, points)
     if labelled is not None and len(labelled) > 0:
@@ -41,22 +39,4 @@ def select(
     else:
         nearest = apart.amax(1)
     need = torch.ones(len(pool)).to(points) if weight is None else 1 / (1 + weight[pool].to(points) / HALF)
-    return pool[_chosen(apart, nearest, need, budget)]
-
-
-def _pool(rows: int, most: int, seed: int) -> Tensor:
-    if rows <= most:
-        return torch.arange(rows)
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:most].sort().values
-
-
-def _chosen(apart: Tensor, nearest: Tensor, need: Tensor, budget: int) -> Tensor:
-    chosen: list[int] = []
-    free = torch.ones(len(apart), dtype=torch.bool, device=apart.device)
-    while len(chosen) < budget:
-        gains = (need @ (nearest[:, None] - apart).clamp(min=0)).masked_fill(~free, -1)
-        place = int(gains.argmax())
-        chosen.append(place)
-        free[place] = False
-        nearest = torch.minimum(nearest, apart[:, place])
-    return torch.tensor(chosen, device=apart.device)
+    return pool[facilities(apart, nearest, need, budget)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from metaql.errors import QueryError
+from metaql.methods.numbers import require_seed, require_whole
 
 EMBEDDINGS = ("semigan", "supervised", "ready")
 
@@ -27,24 +27,14 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not _is_integer(self.budget) or self.budget < 1:
-            raise QueryError(f"budget must be a whole number from 1 on, not {self.budget!r}")
-        if self.epochs is not None and not (_is_integer(self.epochs) and self.epochs >= 1):
-            raise QueryError(f"epochs must be a whole number from 1 on, not {self.epochs!r}")
-        if not _is_integer(self.seed) or not 0 <= self.seed < 2**63:
-            raise QueryError(f"seed must be a whole number from 0 on, not {self.seed!r}")
+        require_whole("budget", self.budget)
+        if self.epochs is not None:
+            require_whole("epochs", self.epochs)
+        require_seed(self.seed)
         if self.embedding not in EMBEDDINGS:
             raise QueryError(f"there is no embedding {self.embedding!r}, only {', '.join(EMBEDDINGS)}")
         if self.embedding == "ready" and self.network is not None:
             raise QueryError("rows that are embeddings already go through no network: leave out network")
-
-    def described(self) -> dict[str, Any]:
-        """The settings by name, as JSON has them."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
